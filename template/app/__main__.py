@@ -1,0 +1,15 @@
+"""`python -m app`: the one start command. See app/chassis/cli.py."""
+
+import sys
+
+from app.chassis.cli import main
+
+try:
+    sys.exit(main())
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] == "app":
+        raise
+    sys.exit(
+        f"The dependencies are not installed: {error.name} is missing. "
+        "Run `uv sync` here; for a deployment, commit the uv.lock that it writes."
+    )

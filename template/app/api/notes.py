@@ -1,0 +1,85 @@
+"""Notes: an example of routes that read, write and stream. Replace it with your own."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, HTTPException, Query, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import select
+
+from app.chassis.database import Database, Reader, Writer
+from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
+from app.models import Note
+
+router = APIRouter(prefix="/notes", tags=["notes"])
+
+POLL_SECONDS = 1.0
+PAGE = 100
+
+Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What SQLite can keep as an id."""
+
+UtcTime = Annotated[datetime, AfterValidator(lambda time: time.replace(tzinfo=UTC))]
+"""SQLite keeps no zone; the table's times are in UTC."""
+
+
+class NoteIn(BaseModel):
+    text: str = Field(min_length=1, max_length=2000)
+
+
+class NoteOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    text: str
+    created_at: UtcTime
+
+
+@router.post("", status_code=201, response_model=NoteOut)
+def create_note(note: NoteIn, session: Writer) -> Note:
+    created = Note(text=note.text)
+    session.add(created)
+    session.flush()
+    return created
+
+
+@router.get("", response_model=list[NoteOut])
+def list_notes(
+    session: Reader,
+    after: Annotated[Id, Query(description="The last id of the page before.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+) -> Sequence[Note]:
+    return session.scalars(select(Note).where(Note.id > after).order_by(Note.id).limit(limit)).all()
+
+
+@router.get("/stream")
+async def stream_notes(request: Request, last_event_id: LastEventId[Id] = 0) -> EventStream:
+    """Every note after Last-Event-ID (without one, every note), and then new ones as they come."""
+    return EventStream(new_notes(request.app.state.database, last_event_id))
+
+
+async def new_notes(database: Database, after: int) -> Events:
+    while True:
+        notes = await run_sync(read_notes, database, after)
+        for note in notes:
+            yield ServerSentEvent(event="note", id=str(note.id), data=note)
+            after = note.id
+        if len(notes) < PAGE:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def read_notes(database: Database, after: int) -> list[NoteOut]:
+    with database.read() as session:
+        found = list_notes(session, after, PAGE)
+        return [NoteOut.model_validate(note) for note in found]
+
+
+@router.get("/{note_id}", response_model=NoteOut)
+def read_note(note_id: Id, session: Reader) -> Note:
+    note = session.get(Note, note_id)
+    if note is None:
+        raise HTTPException(404, "There is no such note")
+    return note

@@ -1,0 +1,6 @@
+"""The service's chassis: start-up, settings, database, health, HTTP, streaming.
+
+Every file in this directory belongs to the template and is replaced by
+`copier update`. Extend the service in app/main.py, app/settings.py, app/api/
+and app/models.py instead.
+"""

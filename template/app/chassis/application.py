@@ -1,0 +1,115 @@
+"""The FastAPI application with everything that app/main.py does not have to think of."""
+
+import logging.config
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from app.chassis import answers, health, logs
+from app.chassis.database import READERS, Database, DatabaseBusyError, is_unavailable
+from app.chassis.http import ErrorBoundary, Gate, problem
+from app.chassis.settings import ChassisSettings
+from app.chassis.streaming import open_streams
+
+logger = logging.getLogger(__name__)
+
+
+class Lifespan(Protocol):
+    """The service's own start and end: an asynchronous context manager around its life."""
+
+    def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]: ...
+
+
+def create_application(
+    settings: ChassisSettings,
+    *,
+    health_checks: Mapping[str, health.HealthCheck] | None = None,
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    """An application with logs, database, health routes and HTTP protection.
+
+    Args:
+        settings: The service's settings, also at `app.state.settings`.
+        health_checks: The service's own checks for /health, by name.
+        lifespan: The service's own start and end; the database is open in between.
+    """
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    database = Database(settings.database_path, settings.sqlite_synchronous)
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = READERS
+        with open_streams.stopped_by_signals():
+            try:
+                if lifespan is None:
+                    yield
+                else:
+                    async with lifespan(app):
+                        yield
+            finally:
+                database.dispose()
+
+    app = FastAPI(
+        title=answers.PROJECT_NAME,
+        description=answers.PROJECT_DESCRIPTION,
+        version=settings.app_version,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+        lifespan=live,
+    )
+    app.state.settings = settings
+    app.state.database = database
+    app.include_router(health.make_router(settings, database, health_checks or {}))
+    add_error_handlers(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(ErrorBoundary)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_credentials="*" not in settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID"],
+        )
+    app.add_middleware(Gate, settings=settings)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Errors as JSON with a `detail` and the request's id, and never the cause's own text."""
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code in {204, 304}:
+            return Response(status_code=error.status_code, headers=headers)
+        return problem(error.status_code, error.detail, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # without the input: it may be a password, and answers end up in logs
+        kept = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
+        return problem(422, jsonable_encoder(kept))
+
+    @app.exception_handler(DatabaseBusyError)
+    @app.exception_handler(PoolTimeoutError)
+    async def busy(_: Request, error: Exception) -> JSONResponse:
+        logger.warning("The database was busy for too long")
+        return problem(503, "The database is busy; try again", {"Retry-After": "1"})
+
+    @app.exception_handler(DatabaseError)
+    async def unavailable(_: Request, error: DatabaseError) -> JSONResponse:
+        if not is_unavailable(error):
+            raise error
+        logger.error("The database is unavailable: %s", error.orig)
+        return problem(503, "The database is unavailable", {"Retry-After": "5"})

@@ -1,0 +1,53 @@
+"""The order in which the service starts; each step stands in the module it belongs to."""
+
+import logging.config
+import os
+from typing import NoReturn
+
+from app.chassis import logs, migrate, replication, server, storage
+from app.chassis.replication import ChassisSettings
+from app.chassis.settings import PROJECT_ROOT
+
+logger = logging.getLogger(__name__)
+
+
+def start(settings: ChassisSettings) -> NoReturn:
+    """Start the production server; this process becomes it.
+
+    Raises:
+        StartupError: A step before the server failed.
+    """
+    prepare(settings)
+    execute(replication.supervise(settings, server.production_command(settings)), settings)
+
+
+def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
+    """Start the server for development; this process becomes it.
+
+    Raises:
+        StartupError: A step before the server failed.
+    """
+    prepare(settings)
+    execute(server.development_command(settings, reload=reload), settings)
+
+
+def prepare(settings: ChassisSettings) -> None:
+    """Everything that has to be right before a server exists: storage, lock, data, schema."""
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    for warning in settings.warnings():
+        logger.warning(warning)
+    storage.prepare(settings)
+    storage.acquire_lock(settings.database_path, settings.lock_timeout)
+    replication.restore(settings)
+    migrate.upgrade(settings.database_path)
+
+
+def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
+    """Replace this process, so that the one that gets SIGTERM is the one that serves."""
+    os.chdir(PROJECT_ROOT)
+    environment = os.environ | {
+        "LOG_LEVEL": settings.log_level,
+        "LOG_FORMAT": settings.log_format,
+        "PYTHONUNBUFFERED": "1",
+    }
+    os.execve(command[0], command, replication.environment(settings, environment))

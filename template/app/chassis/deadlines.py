@@ -1,0 +1,12 @@
+"""How long a stop may take. Each deadline is shorter than the one around it.
+
+Railway sends SIGTERM and kills after the draining time in railway.json (30 s).
+"""
+
+from typing import Final
+
+REQUESTS: Final = 18
+"""Seconds that a worker gives requests in flight; event streams end at once."""
+
+WORKERS: Final = 20
+"""Seconds that gunicorn gives its workers."""

@@ -1,0 +1,24 @@
+"""Errors that end the process with one clear line instead of a traceback."""
+
+import os
+from typing import Final
+
+EX_CONFIG: Final = getattr(os, "EX_CONFIG", 78)
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says what to change."""
+
+    exit_code = 1
+
+
+class ConfigurationError(StartupError):
+    """Settings that must not be served with; carries every problem found."""
+
+    exit_code = EX_CONFIG
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"Configuration: {len(problems)} {noun}\n{lines}")

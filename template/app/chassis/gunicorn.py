@@ -1,0 +1,22 @@
+"""gunicorn's configuration file, named by app/chassis/server.py.
+
+The parent process imports this and nothing heavier: settings arrive as command-line
+options and as the two LOG_ variables.
+"""
+
+import os
+
+from app.chassis import deadlines, logs
+
+worker_class = "app.chassis.worker.Worker"
+timeout = 30
+graceful_timeout = deadlines.WORKERS
+keepalive = 65
+control_socket_disable = True
+# in memory where possible: a worker that waits for a slow disk would look as if it hung
+MEMORY = "/dev/shm"  # noqa: S108, its name on every Linux
+worker_tmp_dir = MEMORY if os.access(MEMORY, os.W_OK) else None
+accesslog = None
+logconfig_dict = logs.config(
+    os.environ.get("LOG_LEVEL", "INFO"), os.environ.get("LOG_FORMAT", "text")
+)

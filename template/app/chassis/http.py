@@ -1,0 +1,233 @@
+"""What happens to every request, in one pass over its headers.
+
+Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the way of streams.
+"""
+
+import ipaddress
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.chassis.logs import request_id
+from app.chassis.settings import ChassisSettings
+
+logger = logging.getLogger("app.request")
+
+REQUEST_ID_FORM: Final = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
+
+SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+CONTENT_POLICY: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
+
+
+class Gate:
+    """Client address, request id, allowed hosts, body limit, headers and access log.
+
+    Args:
+        app: The application.
+        settings: allowed_hosts, trusted_proxies, max_body_bytes, docs_enabled, production.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
+        self.app = app
+        self.max_body = settings.max_body_bytes
+        self.is_proxy = proxy_test(settings.trusted_proxies)
+        self.is_allowed = host_test(settings.allowed_hosts)
+        # The documentation pages load scripts from elsewhere.
+        policy = () if settings.docs_enabled else (CONTENT_POLICY,)
+        self.headers = [*SECURITY_HEADERS, *policy]
+        self.https_headers = [TRANSPORT_SECURITY] if settings.production else []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        found = dict(scope["headers"])
+        self.apply_proxy(scope, found)
+        identifier = choose_request_id(found.get(b"x-railway-request-id"))
+        token = request_id.set(identifier)
+        response = [(b"x-request-id", identifier.encode()), *self.headers]
+        if scope["scheme"] == "https":
+            response += self.https_headers
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *response]
+            await send(message)
+
+        try:
+            if refusal := self.refuse(found):
+                await refusal(scope, receive, send_with_headers)
+            else:
+                await self.app(scope, limited(receive, self.max_body), send_with_headers)
+        finally:
+            log_request(scope, status, time.perf_counter() - started)
+            request_id.reset(token)
+
+    def apply_proxy(self, scope: Scope, found: dict[bytes, bytes]) -> None:
+        """Take the client and scheme from the edge's headers, if the edge sent them.
+
+        X-Forwarded-For is never read: its first entry is whatever the client wrote.
+        """
+        peer = scope["client"]
+        if peer is None or not self.is_proxy(peer[0]):
+            return
+        address = found.get(b"x-real-ip", b"").decode("latin-1").strip()
+        if is_address(address):
+            scope["client"] = (address, 0)
+        scheme = found.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
+        if scheme in {"http", "https"}:
+            scope["scheme"] = scheme
+
+    def refuse(self, found: dict[bytes, bytes]) -> JSONResponse | None:
+        """The answer to a request that does not get as far as the application."""
+        if not self.is_allowed(found.get(b"host", b"").decode("latin-1")):
+            return problem(400, "This host is not served here; see ALLOWED_HOSTS")
+        length = found.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.max_body:
+            return problem(413, too_large(self.max_body))
+        return None
+
+
+class ErrorBoundary:
+    """Answer what nothing else has handled, and log it; the answer carries no internals.
+
+    Starlette's own is outside of every other middleware, so that its answer would lack the
+    headers that CORSMiddleware and Gate add.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noting_start)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            logger.exception("Unhandled error")
+            if started:
+                raise  # too late for an answer: the server closes the connection
+            await problem(500, "Internal server error")(scope, receive, send)
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in the form that FastAPI's own have, with the request's id for the logs."""
+    content = {"detail": detail, "request_id": request_id.get()}
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
+def too_large(limit: int) -> str:
+    return f"The request body is larger than {limit} bytes; see MAX_BODY_BYTES"
+
+
+def limited(receive: Receive, limit: int) -> Receive:
+    """Stop reading a body, of whatever announced length, that grows past the limit."""
+    total = 0
+
+    async def receive_limited() -> Message:
+        nonlocal total
+        message = await receive()
+        if message["type"] == "http.request":
+            total += len(message.get("body", b""))
+            if total > limit:
+                raise HTTPException(413, too_large(limit))
+        return message
+
+    return receive_limited
+
+
+def choose_request_id(given: bytes | None) -> str:
+    """The edge's id for the request if it has one that is safe to log, else a new one."""
+    if given and REQUEST_ID_FORM.fullmatch(given):
+        return given.decode()
+    return uuid.uuid4().hex
+
+
+def is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
+    """A cached test whether an address belongs to one of the networks.
+
+    A socket that listens on IPv6 shows IPv4 peers as ::ffff:a.b.c.d; they count as IPv4.
+    """
+    trusted = [ipaddress.ip_network(network) for network in networks]
+
+    @lru_cache(maxsize=1024)
+    def is_proxy(peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in trusted)
+
+    return is_proxy
+
+
+def host_test(allowed: Iterable[str]) -> Callable[[str], bool]:
+    """A cached test whether a Host header is allowed; `*.example.com` allows all below."""
+    names = frozenset(allowed)
+    suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+
+    @lru_cache(maxsize=1024)
+    def is_allowed(header: str) -> bool:
+        host = header.lower()
+        if not host.endswith("]"):
+            name, colon, port = host.rpartition(":")
+            host = name if colon and port.isdigit() else host
+        return "*" in names or host in names or host.endswith(suffixes)
+
+    return is_allowed
+
+
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    client = scope["client"]
+    path = scope["raw_path"].decode("latin-1")  # still encoded: it cannot break the line
+    duration = round(seconds * 1000, 2)
+    logger.info(
+        "%s %s %d %.1f ms",
+        scope["method"],
+        path,
+        status,
+        duration,
+        extra={
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "duration_ms": duration,
+            "client": client[0] if client else "",
+        },
+    )

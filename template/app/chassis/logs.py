@@ -1,0 +1,84 @@
+"""Logs on stdout: one JSON object a line for Railway, plain text for a person.
+
+Railway reads stderr as level error and parses single-line JSON that has `level` and
+`message` (docs.railway.com/observability/logs). This module imports nothing beyond the
+standard library, because gunicorn's parent process uses it too.
+"""
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Final
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+# "taskName" and the rest of what a LogRecord always has, so that what remains came by `extra=`.
+STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record, with the request's id and the record's extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "logger": record.name,
+        }
+        if identifier := request_id.get():
+            entry["request_id"] = identifier
+        entry.update(extra_fields(record))
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a terminal, with the request's id shortened."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)
+        identifier = request_id.get()
+        return f"{line} [{identifier[:8]}]" if identifier else line
+
+
+def config(level: str, form: str) -> dict[str, Any]:
+    """A logging.config dictionary that sends everything to stdout.
+
+    Args:
+        level: Lowest level that is written.
+        form: `json` or `text`.
+    """
+    formatter = JsonFormatter if form == "json" else TextFormatter
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": formatter}},
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "stream": "ext://sys.stdout",
+            }
+        },
+        "root": {"level": level, "handlers": ["stdout"]},
+        # gunicorn and uvicorn bring handlers of their own; these reach the root instead.
+        "loggers": {
+            name: {"level": level, "handlers": [], "propagate": True}
+            for name in ("gunicorn.error", "uvicorn.error")
+        }
+        | {"alembic.runtime.plugins": {"level": "WARNING"}}
+        | {
+            name: {"handlers": [], "propagate": False}
+            for name in ("gunicorn.access", "uvicorn.access")
+        },
+    }

@@ -1,0 +1,41 @@
+"""The SQLite driver, and connections that never create a database by accident."""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if not TYPE_CHECKING:
+    # The same interface with a newer SQLite, where a wheel exists; it ships no types.
+    # SQLite before 3.51.3 can corrupt a WAL database that two processes checkpoint
+    # at once (https://sqlite.org/wal.html).
+    with contextlib.suppress(ImportError):
+        from pysqlite3 import dbapi2 as sqlite3
+
+__all__ = ["open_database", "sqlite3"]
+
+
+def open_database(
+    path: Path, *, create: bool = False, busy_timeout: float = 5.0
+) -> sqlite3.Connection:
+    """Open the database in autocommit mode, usable from any thread.
+
+    Args:
+        path: The database file.
+        create: Whether a missing file may be created. Otherwise it is an error:
+            SQLite's default would quietly start an empty database wherever a
+            volume is not mounted.
+        busy_timeout: Seconds to wait for another connection's lock.
+
+    Raises:
+        sqlite3.OperationalError: The file is missing or cannot be opened.
+    """
+    mode = "rwc" if create else "rw"
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+    )

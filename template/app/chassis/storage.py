@@ -1,0 +1,167 @@
+"""The directory the database lives in: mounted, owned, writable, and locked by one service."""
+
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from app.chassis.errors import StartupError
+from app.chassis.settings import ChassisSettings
+
+logger = logging.getLogger(__name__)
+
+MOUNTS: Final = Path("/proc/self/mountinfo")
+WAIT_MESSAGE_EVERY: Final = 5.0
+LOCK_POLL: Final = 0.1
+
+
+def prepare(settings: ChassisSettings) -> None:
+    """Make the database's directory usable, giving up root where APP_UID says so.
+
+    Raises:
+        StartupError: The volume is not mounted, or the directory cannot be written.
+    """
+    directory = settings.database_path.parent
+    if settings.production and settings.volume is not None:
+        require_mount(settings.volume)
+    if settings.app_uid is not None and os.geteuid() == 0:
+        make_directory(directory)
+        give_to(settings.volume or directory, settings.app_uid)
+        drop_to(settings.app_uid)
+    make_directory(directory)
+    require_writable(directory)
+
+
+def require_mount(volume: Path, mounts: Path = MOUNTS) -> None:
+    """Refuse a volume path at which nothing is mounted.
+
+    Neither os.path.ismount nor a comparison of devices sees a bind mount, so this reads
+    the kernel's list (proc_pid_mountinfo(5)). Where there is none (macOS), nothing is said.
+    """
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    mounted = {unescape_mount(line.split(" ")[4]) for line in lines}
+    if os.path.realpath(volume) not in mounted:
+        raise StartupError(
+            f"Storage: no volume is mounted at {volume}, so every deploy would lose the data. "
+            f"Attach one there: railway volume add --mount-path {volume}"
+        )
+
+
+def unescape_mount(field: str) -> str:
+    """Undo the kernel's octal escapes for space, tab, newline and backslash."""
+    for character in (" ", "\t", "\n", "\\"):
+        field = field.replace(f"\\{ord(character):03o}", character)
+    return field
+
+
+def make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"Storage: cannot create {directory}: {error.strerror}. {ownership_advice()}"
+        ) from None
+
+
+def give_to(directory: Path, uid: int) -> None:
+    """Make uid the owner of the directory and all below it; what it owns already is left alone."""
+    try:
+        for path in (directory, *directory.rglob("*")):
+            if path.lstat().st_uid != uid:
+                os.chown(path, uid, uid, follow_symlinks=False)
+    except OSError as error:
+        raise StartupError(
+            f"Storage: cannot give {directory} to uid {uid}: {error.strerror}. "
+            "Root needs the capability CHOWN for this; keep it, or unset APP_UID."
+        ) from None
+
+
+def drop_to(uid: int) -> None:
+    """Become uid, with the group of the same number and no other, for good."""
+    try:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    except OSError as error:
+        raise StartupError(
+            f"Storage: cannot become uid {uid}: {error.strerror}. Root needs the capabilities "
+            "SETUID and SETGID for this; keep them, or unset APP_UID."
+        ) from None
+    # root's home cannot be read any more, and nothing here needs one that can be written
+    os.environ["HOME"] = tempfile.gettempdir()
+
+
+def require_writable(directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise StartupError(
+            f"Storage: cannot write to {directory} as uid {os.geteuid()}: {error.strerror}. "
+            f"{ownership_advice()}"
+        ) from None
+
+
+def ownership_advice() -> str:
+    if os.geteuid() == 0:
+        return "Mount a writable directory there."
+    return (
+        "Railway mounts volumes owned by root: start the container as root (set RAILWAY_RUN_UID=0) "
+        "with APP_UID set, so that it can take ownership and then drop root, "
+        f"or give the directory to uid {os.geteuid()}."
+    )
+
+
+def acquire_lock(database: Path, timeout: float) -> int:
+    """Hold the database for this service alone, also across exec.
+
+    During a deploy the previous container can still be finishing on the same volume, so
+    this waits for it. The kernel lets go of the lock when the last process that
+    inherited the descriptor has ended, however it ended.
+
+    Args:
+        database: The database file; the lock is a file beside it.
+        timeout: Seconds to wait for another holder.
+
+    Returns:
+        The descriptor that holds the lock.
+
+    Raises:
+        StartupError: Another service still holds it after the timeout.
+    """
+    path = database.with_name(f"{database.name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartupError(
+            f"Storage: cannot open {path}: {error.strerror}. {ownership_advice()}"
+        ) from None
+    start = said = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            now = time.monotonic()
+        if now - start >= timeout:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise StartupError(
+                f"Storage: {database} is in use by another service ({holder or 'unknown'}). "
+                "Stop that one first, or let it finish and start again."
+            )
+        if said == start or now - said >= WAIT_MESSAGE_EVERY:
+            logger.info("Waiting for the service that still uses %s", database)
+            said = now
+        time.sleep(LOCK_POLL)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
+    os.set_inheritable(descriptor, True)
+    return descriptor

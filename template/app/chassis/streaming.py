@@ -1,0 +1,194 @@
+"""Server-sent events that arrive one by one, stay open, resume, and end when they should.
+
+The wire format is https://html.spec.whatwg.org/multipage/server-sent-events.html.
+Railway closes a response after 5 minutes without data and after 15 minutes in all
+(docs.railway.com/networking/public-networking/specs-and-limits); browsers then reconnect
+with Last-Event-ID.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Final, TypeVar
+
+from fastapi import Header
+from fastapi.sse import ServerSentEvent, format_sse_event
+from pydantic_core import to_json
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+__all__ = ["EventStream", "Events", "LastEventId", "ServerSentEvent"]
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT: Final = 15.0
+"""Seconds of silence after which a comment keeps the connection open."""
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that a generator has for its clean-up when its stream ends early."""
+
+RECONNECT: Final = 1000
+"""Milliseconds that a browser waits before it reconnects after the service has stopped."""
+
+T = TypeVar("T")
+
+LastEventId = Annotated[T, Header(alias="Last-Event-ID")]
+"""The id of the last event that a reconnecting client has seen: `LastEventId[int] = 0`."""
+
+Events = AsyncGenerator[ServerSentEvent, None]
+
+
+class EventStream(Response):
+    """A response that sends what an asynchronous generator yields.
+
+    The generator is cancelled where it waits, and then closed, when the client goes and
+    when the service stops; the client of a stopped service is sent a last `shutdown` event.
+    If the generator raises, the last event is `error`.
+
+    Args:
+        events: The generator. It resumes after the client's Last-Event-ID.
+        heartbeat: Seconds of silence after which a comment is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Events, *, heartbeat: float = HEARTBEAT) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["Cache-Control"] = "no-cache, no-transform"
+        # nginx and its like collect small events in a buffer without this
+        self.headers["X-Accel-Buffering"] = "no"
+        self._events = events
+        self._heartbeat = heartbeat
+        self._last_sent = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        pump = asyncio.create_task(self._pump(send))
+        departure = asyncio.create_task(wait_for_disconnect(receive))
+        open_streams.add(pump)
+        try:
+            await self._keep_open(pump, departure, send)
+            if departure.done() or open_streams.stopping:
+                pump.cancel()
+            await asyncio.wait((pump,), timeout=CLOSE_TIMEOUT)
+        finally:
+            open_streams.discard(pump)
+            connected = not departure.done()
+            departure.cancel()
+            pump.cancel()
+        if connected:
+            await send({"type": "http.response.body", "body": last_event(pump)})
+
+    async def _pump(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": encode(event), "more_body": True})
+                self._last_sent = clock()
+        finally:
+            await self._events.aclose()
+
+    async def _keep_open(
+        self, pump: asyncio.Task[None], departure: asyncio.Task[None], send: Send
+    ) -> None:
+        """Return when the events or the client are gone; send comments in between."""
+        clock = asyncio.get_running_loop().time
+        self._last_sent = clock()
+        comment = format_sse_event(comment="heartbeat")
+        while True:
+            silence_ends = self._last_sent + self._heartbeat
+            done, _ = await asyncio.wait(
+                (pump, departure),
+                timeout=silence_ends - clock(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if done:
+                return
+            if clock() >= self._last_sent + self._heartbeat:
+                await send({"type": "http.response.body", "body": comment, "more_body": True})
+                self._last_sent = clock()
+
+
+class OpenStreams:
+    """The streams of this process, so that they end when it is told to stop.
+
+    Servers wait for open responses before they shut an application down, so nothing in the
+    application would otherwise hear of it in time.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    def add(self, pump: asyncio.Task[None]) -> None:
+        self._pumps.add(pump)
+        if self.stopping:
+            pump.cancel()
+
+    def discard(self, pump: asyncio.Task[None]) -> None:
+        self._pumps.discard(pump)
+
+    def stop(self) -> None:
+        self.stopping = True
+        for pump in self._pumps:
+            pump.cancel()
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Hear SIGTERM and SIGINT before the server's own handlers do."""
+        self.stopping = False
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a test client: there is no server, and no signal arrives here
+            return
+        loop = asyncio.get_running_loop()
+        servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.stop)
+            handler = servers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+
+        for number, handler in servers.items():
+            if callable(handler):
+                signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in servers.items():
+                if callable(handler):
+                    signal.signal(number, handler)
+
+
+open_streams = OpenStreams()
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def last_event(pump: asyncio.Task[None]) -> bytes:
+    """What the client is told at the end; nothing when the generator was simply exhausted."""
+    if pump.done() and not pump.cancelled() and (error := pump.exception()):
+        logger.error("An event stream failed", exc_info=error)
+        return encode(ServerSentEvent(event="error", data={"detail": "Internal server error"}))
+    if open_streams.stopping:
+        return encode(ServerSentEvent(event="shutdown", data={}, retry=RECONNECT))
+    return b""
+
+
+def encode(event: ServerSentEvent) -> bytes:
+    """The event as it goes over the wire; `data` becomes JSON."""
+    text = event.raw_data
+    if text is None and event.data is not None:
+        text = to_json(event.data).decode()
+    return format_sse_event(
+        data_str=text, event=event.event, id=event.id, retry=event.retry, comment=event.comment
+    )

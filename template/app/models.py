@@ -1,0 +1,35 @@
+"""The service's tables. After a change: `uv run alembic revision --autogenerate -m "..."`."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import MetaData, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Every constraint gets a name, because SQLite's migrations find it by that."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def now() -> datetime:
+    """The time in UTC, without the zone, which SQLite does not keep."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Note(Base):
+    __tablename__ = "notes"
+    # never reuse an id: the stream's Last-Event-ID relies on ids that only grow
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(2000))
+    created_at: Mapped[datetime] = mapped_column(default=now)

@@ -1,0 +1,135 @@
+"""The start command, run as a real process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from app.chassis.settings import PROJECT_ROOT
+
+DEADLINE = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """`python -m app` with nothing from the machine's environment but PATH."""
+
+    def __init__(self, directory: Path, *arguments: str, **variables: str) -> None:
+        self.port = free_port()
+        self.log = (directory / f"log-{self.port}").open("w+", encoding="utf-8")
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PORT": str(self.port),
+            "DATABASE_URL": f"sqlite:///{directory}/app.db",
+            **variables,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", *arguments],
+            cwd=PROJECT_ROOT,
+            env=environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while text not in self.output():
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.05)
+
+    def wait_until_healthy(self) -> "Service":
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            try:
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return self
+            except httpx.TransportError:
+                time.sleep(0.05)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[list[Service]]:
+    started: list[Service] = []
+    yield started
+    for service in started:
+        service.close()
+
+
+def test_it_serves_stops_and_keeps_what_was_written(
+    services: list[Service], tmp_path: Path
+) -> None:
+    services.append(service := Service(tmp_path, LOG_FORMAT="json").wait_until_healthy())
+    httpx.post(f"{service.url}/notes", json={"text": "kept"})
+    with httpx.stream("GET", f"{service.url}/notes/stream", timeout=DEADLINE) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: note"
+        service.process.send_signal(signal.SIGTERM)
+        assert "event: shutdown" in list(lines)
+    assert service.process.wait(DEADLINE) == 0
+
+    entries = [json.loads(line) for line in service.output().splitlines()]
+    assert {"level", "message", "time"} <= set.intersection(*(set(entry) for entry in entries))
+    assert any(entry.get("path") == "/health" and entry["request_id"] for entry in entries)
+
+    services.append(again := Service(tmp_path).wait_until_healthy())
+    assert [note["text"] for note in httpx.get(f"{again.url}/notes").json()] == ["kept"]
+
+
+def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -> None:
+    services.append(first := Service(tmp_path, "serve", "--reload").wait_until_healthy())
+    services.append(impatient := Service(tmp_path, LOCK_TIMEOUT="0.2"))
+    assert impatient.process.wait(DEADLINE) == 1
+    assert "is in use by another service" in impatient.output()
+    assert "Traceback" not in impatient.output()
+
+    services.append(patient := Service(tmp_path))
+    patient.wait_for("Waiting for the service that still uses")
+    first.stop()
+    patient.wait_until_healthy()
+
+
+def test_bad_settings_end_it_with_78_and_every_reason(
+    services: list[Service], tmp_path: Path
+) -> None:
+    services.append(
+        service := Service(tmp_path, ENVIRONMENT="production", SECRET_KEY="hunter2", WORKERS="no")
+    )
+
+    assert service.process.wait(DEADLINE) == 78
+    output = service.output()
+    assert "SECRET_KEY: " in output
+    assert "WORKERS: " in output
+    assert "hunter2" not in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "app.db").exists()

@@ -1,0 +1,59 @@
+"""The commands that come back; starting the service is in test_boot.py."""
+
+from pathlib import Path
+
+import pytest
+
+from app.chassis.cli import main
+from app.chassis.sqlite import open_database
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    for command in ("start", "serve", "migrate", "backup"):
+        assert f"    {command} " in output
+
+
+@pytest.mark.parametrize("arguments", [["bakcup"], ["backup"], ["serve", "--relaod"]])
+def test_a_mistyped_command_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 2
+    assert "usage: python -m app" in capsys.readouterr().err
+
+
+def test_migrate_then_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy.db"
+
+    assert main(["migrate"]) == 0
+    assert main(["backup", str(copy)]) == 0
+
+    assert capsys.readouterr().out.endswith(f"{copy}: {copy.stat().st_size} bytes\n")
+    connection = open_database(copy)
+    assert connection.execute("SELECT count(*) FROM notes").fetchone() == (0,)
+    connection.close()
+
+
+def test_an_error_is_one_line_and_a_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+    monkeypatch.setenv("PORT", "hunter2")
+    assert main(["migrate"]) == 78
+    error = capsys.readouterr().err
+    assert "PORT: " in error
+    assert "hunter2" not in error

@@ -1,0 +1,148 @@
+"""What /health notices, and that it always answers."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.chassis import health, migrate
+from app.chassis.application import create_application
+from app.chassis.health import Unhealthy
+from app.chassis.sqlite import open_database
+from app.settings import Settings
+
+
+def failure(client: TestClient, check: str = "database") -> str:
+    """The message of the one check that failed."""
+    answer = client.get("/health")
+    assert answer.status_code == 503
+    body = answer.json()
+    assert body["status"] == "failed"
+    failed = {name for name, result in body["checks"].items() if result["status"] != "ok"}
+    assert failed == {check}
+    message: str = body["checks"][check]["message"]
+    return message
+
+
+def test_a_healthy_service_says_what_it_is(client: TestClient) -> None:
+    answer = client.get("/health")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ok",
+        "version": "unreleased",
+        "environment": "development",
+        "checks": {"database": {"status": "ok"}, "disk": {"status": "ok"}},
+    }
+
+
+def test_a_deleted_database_and_its_return(client: TestClient, settings: Settings) -> None:
+    path = settings.database_path
+    kept = path.rename(path.with_name("kept"))
+    assert failure(client) == "the database file is missing"
+    assert not path.exists()
+
+    kept.rename(path)
+    assert client.get("/health").status_code == 200
+
+
+def test_an_empty_file_in_its_place(client: TestClient, settings: Settings) -> None:
+    settings.database_path.unlink()
+    settings.database_path.touch()
+
+    assert failure(client) == "the database is not at this release's schema"
+
+
+def test_a_zeroed_header(client: TestClient, settings: Settings) -> None:
+    with settings.database_path.open("r+b") as file:
+        file.write(bytes(100))
+
+    assert failure(client) == "the file is not a database"
+
+
+def test_a_database_behind_the_code(client: TestClient, settings: Settings) -> None:
+    connection = open_database(settings.database_path)
+    connection.execute("DELETE FROM alembic_version")
+
+    assert failure(client) == "the database is not at this release's schema"
+
+    connection.execute("INSERT INTO alembic_version VALUES ('newer than the code')")
+    connection.close()
+    assert client.get("/health").status_code == 200
+
+
+def test_a_locked_database_in_bounded_time(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "LOCK_TIMEOUT", 0.2)
+    holder = open_database(settings.database_path)
+    holder.execute("BEGIN IMMEDIATE")
+    assert failure(client) == "the database is locked"
+
+    holder.close()
+    assert client.get("/health").status_code == 200
+
+
+def test_a_full_volume(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MIN_FREE_BYTES", 2**62)
+
+    assert failure(client, "disk") == "the volume is full"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_database(client: TestClient, settings: Settings) -> None:
+    settings.database_path.chmod(0o400)
+
+    assert failure(client) == "the database is read-only"
+
+
+def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CHECK_TIMEOUT", 0.2)
+
+    def well() -> None:
+        pass
+
+    def ill() -> None:
+        raise Unhealthy("the printer is out of paper")
+
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    async def broken() -> None:
+        raise RuntimeError("password=hunter2")
+
+    migrate.upgrade(settings.database_path)
+    checks: dict[str, health.HealthCheck] = {
+        "well": well,
+        "ill": ill,
+        "slow": slow,
+        "broken": broken,
+    }
+    with TestClient(create_application(settings, health_checks=checks)) as client:
+        answer = client.get("/health")
+
+    assert answer.status_code == 503
+    assert answer.json()["checks"] == {
+        "database": {"status": "ok"},
+        "disk": {"status": "ok"},
+        "well": {"status": "ok"},
+        "ill": {"status": "failed", "message": "the printer is out of paper"},
+        "slow": {"status": "failed", "message": "no answer within 0 s"},
+        "broken": {"status": "failed", "message": "the check itself failed"},
+    }
+
+
+def test_live_needs_no_database(client: TestClient, settings: Settings) -> None:
+    settings.database_path.unlink()
+
+    assert client.get("/health/live").status_code == 200
+
+
+def test_no_descriptor_is_left_open(client: TestClient) -> None:
+    client.get("/health")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        client.get("/health")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -1,0 +1,134 @@
+"""Migrations: once, whole or not at all, and in step with the models."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from app.chassis import migrate
+from app.chassis.errors import StartupError
+from app.chassis.settings import PROJECT_ROOT
+from app.chassis.sqlite import open_database
+from app.settings import Settings
+
+BROKEN = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "broken"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    op.create_table("half", sa.Column("id", sa.Integer, primary_key=True))
+    op.execute("INSERT INTO half VALUES (1)")
+    raise RuntimeError("in the middle")
+"""
+
+UPGRADE = """
+import sys
+from pathlib import Path
+from app.chassis.migrate import upgrade
+upgrade(Path(sys.argv[1]))
+"""
+
+
+def tables(path: Path) -> set[str]:
+    connection = open_database(path)
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    connection.close()
+    return {name for (name,) in rows}
+
+
+def revisions(path: Path) -> frozenset[str]:
+    connection = open_database(path)
+    found = migrate.current_revisions(connection)
+    connection.close()
+    return found
+
+
+def test_a_new_database_gets_every_table(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+
+    assert revisions(settings.database_path) == migrate.head_revisions()
+    assert len(migrate.head_revisions()) == 1
+
+
+def test_the_models_are_what_the_migrations_make(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+
+    # raises when a revision is missing for a change of app/models.py
+    attributes = {"database": settings.database_path}
+    command.check(Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes))
+
+
+def test_alembic_is_not_loaded_without_need(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+    script = f"{UPGRADE}\nassert 'alembic' not in sys.modules"
+
+    subprocess.run(
+        [sys.executable, "-c", script, str(settings.database_path)], cwd=PROJECT_ROOT, check=True
+    )
+
+
+def test_several_at_once_do_not_race(settings: Settings) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", UPGRADE, str(settings.database_path)], cwd=PROJECT_ROOT
+        )
+        for _ in range(3)
+    ]
+
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert revisions(settings.database_path) == migrate.head_revisions()
+
+
+def test_a_failed_migration_leaves_nothing_and_can_be_repeated(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(settings.database_path)
+    (head,) = migrate.head_revisions()
+    versions = tmp_path / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    for file in migrate.VERSIONS.glob("*.py"):
+        (versions / file.name).write_bytes(file.read_bytes())
+    for name in ("env.py", "script.py.mako"):
+        source = PROJECT_ROOT / "migrations" / name
+        (versions.parent / name).write_bytes(source.read_bytes())
+    (versions / "broken.py").write_text(BROKEN.format(head=head), encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        f'[tool.alembic]\nscript_location = "{versions.parent}"\n', encoding="utf-8"
+    )
+    monkeypatch.setattr(migrate, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(migrate, "VERSIONS", versions)
+
+    for _ in range(2):
+        with pytest.raises(StartupError, match="was rolled back"):
+            migrate.upgrade(settings.database_path)
+        assert "half" not in tables(settings.database_path)
+        assert revisions(settings.database_path) == {head}
+
+
+def test_a_newer_schema_is_served_as_it_is(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+    connection = open_database(settings.database_path)
+    connection.execute("UPDATE alembic_version SET version_num = 'newer'")
+    connection.close()
+
+    migrate.upgrade(settings.database_path)
+
+    assert revisions(settings.database_path) == {"newer"}
+
+
+def test_a_file_that_is_no_database_is_left_alone(settings: Settings) -> None:
+    content = b"not a database" * 1000
+    settings.database_path.write_bytes(content)
+
+    with pytest.raises(StartupError, match="cannot be used") as caught:
+        migrate.upgrade(settings.database_path)
+
+    assert "\n" not in str(caught.value)
+    assert settings.database_path.read_bytes() == content

@@ -1,0 +1,226 @@
+"""What is derived, what is refused, and that the documents list every variable."""
+
+import re
+from typing import Any
+
+import pytest
+
+from app.chassis.errors import ConfigurationError
+from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT
+from app.settings import Settings
+
+STRONG = "3f786850e387550fdab836ed7e6dc881de23001b"
+RAILWAY = {
+    "RAILWAY_ENVIRONMENT_ID": "e1",
+    "RAILWAY_PUBLIC_DOMAIN": "api.up.railway.app",
+    "RAILWAY_PRIVATE_DOMAIN": "api.railway.internal",
+    "RAILWAY_GIT_COMMIT_SHA": "c0ffee",
+    "RAILWAY_VOLUME_MOUNT_PATH": "/data",
+    "SECRET_KEY": STRONG,
+}
+REPLICATION = {
+    "LITESTREAM_BUCKET": "copies",
+    "LITESTREAM_ACCESS_KEY_ID": "key",
+    "LITESTREAM_SECRET_ACCESS_KEY": "secret",
+}
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load()
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(monkeypatch, **variables)
+    return caught.value.problems
+
+
+def on_railway(**variables: str) -> dict[str, str]:
+    return RAILWAY | REPLICATION | variables
+
+
+def test_a_laptop_needs_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+
+    assert settings.environment == "development"
+    assert settings.database_path == PROJECT_ROOT / "data" / "app.db"
+    assert settings.backend_url == "http://localhost:8000"
+    assert settings.allowed_hosts == ("*",)
+    assert settings.docs_enabled
+    assert settings.log_format == "text"
+
+
+def test_railway_fills_in_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **on_railway())
+
+    assert settings.environment == "production"
+    assert str(settings.database_path) == "/data/app.db"
+    assert settings.backend_url == "https://api.up.railway.app"
+    assert settings.app_version == "c0ffee"
+    assert settings.cors_origins == ()
+    assert not settings.docs_enabled
+    assert settings.log_format == "json"
+    assert settings.trusted_proxies == ("100.64.0.0/10",)
+    assert {"healthcheck.railway.app", "api.up.railway.app", "api.railway.internal"} <= set(
+        settings.allowed_hosts
+    )
+    assert settings.warnings() == []
+
+
+def test_a_set_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        **on_railway(
+            DATABASE_URL="sqlite+aiosqlite:////data/deep/other.db",
+            BACKEND_URL="https://api.example.com/",
+            APP_VERSION="1.2",
+            DOCS_ENABLED="true",
+            ALLOWED_HOSTS='["API.example.com"]',
+        ),
+    )
+
+    assert str(settings.database_path) == "/data/deep/other.db"
+    assert settings.backend_url == "https://api.example.com"
+    assert settings.app_version == "1.2"
+    assert settings.docs_enabled
+    # without the health check's host, no deploy would ever become healthy
+    assert settings.allowed_hosts == ("api.example.com", "healthcheck.railway.app")
+    assert load(monkeypatch, ENVIRONMENT="Development").environment == "development"
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, DATABASE_URL="", PORT="").port == 8000
+
+
+def test_a_public_domain_may_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **on_railway(RAILWAY_PUBLIC_DOMAIN=""))
+
+    assert settings.backend_url == ""
+    assert "*.up.railway.app" in settings.allowed_hosts
+    assert [line for line in settings.warnings() if line.startswith("BACKEND_URL: ")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.example, https://b.example:8443",
+        '["https://a.example/", "https://b.example:8443"]',
+    ],
+)
+def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert load(monkeypatch, CORS_ORIGINS=text).cors_origins == (
+        "https://a.example",
+        "https://b.example:8443",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENVIRONMENT", "hunter2"),
+        ("SECRET_KEY", "hunter2"),
+        ("SECRET_KEY", "a" * 64),
+        *(("SECRET_KEY", secret) for secret in sorted(EXAMPLE_SECRETS)),
+        ("DATABASE_URL", "sqlite:///data/app.db"),
+        ("DATABASE_URL", "sqlite:////tmp/app.db"),
+        ("DATABASE_URL", "sqlite:////data/../tmp/app.db"),
+        ("DATABASE_URL", "sqlite:////database/app.db"),
+        ("DATABASE_URL", "sqlite:////data/app.db?mode=ro"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "postgresql://user:hunter2@db/app"),
+        ("BACKEND_URL", "hunter2.example.com"),
+        ("BACKEND_URL", "https://api.example.com/hunter2"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://app.example/hunter2"),
+        ("CORS_ORIGINS", "[broken"),
+        ("ALLOWED_HOSTS", "https://hunter2.example.com"),
+        ("ALLOWED_HOSTS", "api.example.com:443"),
+        ("TRUSTED_PROXIES", "10.0.0.0/99"),
+        ("VOLUME_PATH", "hunter2"),
+        ("LOG_LEVEL", "hunter2"),
+        ("LOG_FORMAT", "hunter2"),
+        ("WORKERS", "0"),
+        ("WORKERS", "17"),
+        ("WORKERS", "hunter2"),
+        ("PORT", "$PORT"),
+        ("PORT", "70000"),
+        ("APP_UID", "0"),
+        ("MAX_BODY_BYTES", "0"),
+        ("LOCK_TIMEOUT", "-1"),
+        ("SQLITE_SYNCHRONOUS", "OFF"),
+        ("DOCS_ENABLED", "hunter2"),
+    ],
+)
+def test_a_bad_value_is_named_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    found = problems(monkeypatch, **on_railway(**{name: value}))
+
+    assert [line.partition(":")[0] for line in found] == [name]
+    assert "hunter2" not in found[0]
+    assert "\n" not in found[0]
+
+
+def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = problems(
+        monkeypatch,
+        **on_railway(
+            SECRET_KEY="hunter2",
+            DATABASE_URL="sqlite:///app.db",
+            CORS_ORIGINS="*",
+            WORKERS="many",
+            ENVIRONMENT="prod",
+        ),
+    )
+
+    names = {line.partition(":")[0] for line in found}
+    assert names == {"SECRET_KEY", "DATABASE_URL", "CORS_ORIGINS", "WORKERS", "ENVIRONMENT"}
+
+
+def test_production_without_a_volume_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = problems(monkeypatch, **on_railway(RAILWAY_VOLUME_MOUNT_PATH=""))
+
+    assert found.startswith("DATABASE_URL: ")
+    assert "railway volume add" in found
+
+
+def test_a_development_environment_on_railway_may_lack_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load(
+        monkeypatch, **on_railway(RAILWAY_VOLUME_MOUNT_PATH="", ENVIRONMENT="development")
+    )
+
+    assert [line for line in settings.warnings() if line.startswith("DATABASE_URL: ")]
+
+
+def test_off_railway_the_volume_is_what_volume_path_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    production = REPLICATION | {"ENVIRONMENT": "production", "SECRET_KEY": STRONG}
+
+    assert problems(monkeypatch, **production)[0].startswith("DATABASE_URL: ")
+    settings = load(monkeypatch, **production, VOLUME_PATH="/srv/data")
+    assert str(settings.database_path) == "/srv/data/app.db"
+
+
+def documented(text: str, pattern: str) -> list[str]:
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+def test_the_documents_list_every_variable() -> None:
+    expected = [name.upper() for name in Settings.model_fields if not name.startswith("railway_")]
+    example = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8")
+    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert sorted(documented(example, r"^([A-Z_]+)=")) == sorted(expected)
+    assert sorted(documented(readme, r"^\| `([A-Z_]+)` \|")) == sorted(expected)
+    assert documented(example, r"^# .+\n([A-Z_]+)=") == documented(example, r"^([A-Z_]+)=")
+
+
+def test_the_example_file_works_as_it_is() -> None:
+    settings: dict[str, Any] = {"_env_file": PROJECT_ROOT / ".env.example"}
+    copied = Settings(**settings)
+
+    assert copied.model_dump() == Settings().model_dump()

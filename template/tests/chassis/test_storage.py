@@ -1,0 +1,107 @@
+"""Mounts, permissions and the lock."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.chassis import storage
+from app.chassis.errors import StartupError
+from app.chassis.settings import PROJECT_ROOT
+from app.settings import Settings
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from app.chassis.storage import acquire_lock
+acquire_lock(Path(sys.argv[1]), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def mounts(tmp_path: Path, *paths: str) -> Path:
+    file = tmp_path / "mountinfo"
+    lines = [f"36 35 98:0 / {path} rw,noatime master:1 - ext4 /dev/sda1 rw" for path in paths]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_a_volume_has_to_be_mounted(tmp_path: Path) -> None:
+    listed = mounts(tmp_path, "/", "/data", "/my\\040volume")
+
+    storage.require_mount(Path("/data"), listed)
+    storage.require_mount(Path("/my volume"), listed)
+    with pytest.raises(StartupError, match="no volume is mounted at /dat,"):
+        storage.require_mount(Path("/dat"), listed)
+    with pytest.raises(StartupError, match="no volume"):
+        storage.require_mount(Path("/data/below"), listed)
+
+
+def test_no_list_of_mounts_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    storage.require_mount(Path("/data"), tmp_path / "missing")
+
+
+def test_the_directory_is_made(settings: Settings, tmp_path: Path) -> None:
+    deep = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/a/b/app.db"})
+
+    storage.prepare(deep)
+
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_directory_that_cannot_be_made_is_one_clear_line(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    blocked = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/file/app.db"})
+
+    with pytest.raises(StartupError, match="cannot create") as caught:
+        storage.prepare(blocked)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(StartupError, match="RAILWAY_RUN_UID=0"):
+        storage.require_writable(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_root_hands_the_volume_over(tmp_path: Path) -> None:
+    for name in ("app.db", "app.db-wal", "below/file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    before = os.stat("/etc/passwd").st_uid
+
+    storage.give_to(tmp_path, 10001)
+
+    assert {path.lstat().st_uid for path in (tmp_path, *tmp_path.rglob("*"))} == {10001}
+    assert os.stat("/etc/passwd").st_uid == before
+
+
+def test_the_lock_waits_for_its_holder_and_then_gives_up(tmp_path: Path) -> None:
+    database = tmp_path / "app.db"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(database)],
+        cwd=PROJECT_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StartupError, match=f"process {holder.pid}"):
+            storage.acquire_lock(database, timeout=0.3)
+        holder.kill()
+
+    # the kernel lets go of a killed holder's lock
+    descriptor = storage.acquire_lock(database, timeout=10)
+    assert os.get_inheritable(descriptor)
+    os.close(descriptor)

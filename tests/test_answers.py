@@ -1,0 +1,262 @@
+"""Good answers are taken, bad ones end the copy with one line and leave nothing behind."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import copier
+import pytest
+import yaml
+from copier.errors import UserMessageError
+
+from support import ASKED, REFUSED_ANSWERS, commit, files, git, recorded
+
+RunCopier = Callable[..., CompletedProcess[str]]
+
+GOOD_ANSWERS = [
+    {"project_name": "B"},
+    {"project_name": "7"},
+    {"project_name": "B" * 50},
+    {"project_name": "خدمة الفواتير"},
+    {"project_name": "שירות חשבוניות"},
+    {"project_name": "计费服务"},
+    {"project_name": "Facturación número 1"},
+    {"project_name": "\N{ROCKET} Rocket"},
+    {"project_description": "?"},
+    {"project_description": "é" * 120},
+    {"volume_path": "/mnt/vol-1"},
+    {"volume_path": "/var/lib/data"},
+    {"volume_path": "/d"},
+    {"volume_path": "/application"},
+    {"volume_path": "/.data"},
+    {"workers": 16},
+    {"workers": "16"},
+]
+
+
+def complete(template: Path, folder: Path, **given: object) -> dict[str, Any]:
+    """All answers, computed ones too, of somebody who gives some and takes the defaults."""
+    worker = copier.run_copy(
+        str(template), folder, data=given, defaults=True, quiet=True, pretend=True
+    )
+    return dict(worker.answers.combined)
+
+
+def defaults(template: Path, folder: Path, **given: object) -> dict[str, Any]:
+    answers = complete(template, folder, **given)
+    return {name: answers[name] for name in ASKED}
+
+
+def refusal(template: Path, folder: Path, **answers: object) -> str:
+    with pytest.raises(UserMessageError) as caught:
+        copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
+    assert not folder.exists()
+    return caught.value.message
+
+
+def assert_refused(done: CompletedProcess[str], question: str, message: str) -> None:
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output
+    assert [f"{question}: {message}" in line for line in output.strip().splitlines()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("billing_api", "Billing api"),
+        ("billing-api.v2", "Billing api v2"),
+        ("__Billing--API__", "Billing API"),
+        ("été", "Été"),
+        ("请求", "请求"),
+        ("2026", "2026"),
+        ("...", "My service"),
+        ("___", "My service"),
+        ("\N{ROCKET}", "My service"),
+        ("billing" * 12, "Billing" + "billing" * 6 + "b"),
+        ("b" * 49 + "-api", "B" + "b" * 48),
+        ("a\N{RIGHT-TO-LEFT OVERRIDE}b\nc", "A b c"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_name_from_folder(folder: str, name: str, snapshot: Path, tmp_path: Path) -> None:
+    assert defaults(snapshot, tmp_path / folder)["project_name"] == name
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["ß" * 50, "ﬁ" * 50, "x\udcff", "a" * 200, "e\u0301te\u0301"],
+    ids=lambda folder: ascii(folder)[:40],
+)
+def test_name_from_any_folder_is_valid(folder: str, snapshot: Path, tmp_path: Path) -> None:
+    assert 0 < len(defaults(snapshot, tmp_path / folder)["project_name"]) <= 50
+
+
+def test_name_from_the_folder_one_is_in(
+    template: Path, tmp_path: Path, run_copier: RunCopier
+) -> None:
+    folder = tmp_path / "billing_api"
+    folder.mkdir()
+    done = run_copier("copy", "--defaults", template, ".", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert recorded(folder)["project_name"] == "Billing api"
+
+
+@pytest.mark.parametrize(
+    ("profile", "backup"), [("pilot", "railway"), ("production", "litestream")]
+)
+def test_profile_moves_defaults(profile: str, backup: str, snapshot: Path, tmp_path: Path) -> None:
+    pilot = defaults(snapshot, tmp_path / "billing")
+    answers = defaults(snapshot, tmp_path / "billing", profile=profile)
+    assert answers == {**pilot, "profile": profile, "backup": backup}
+
+
+@pytest.mark.parametrize("backup", ["railway", "none"])
+def test_given_backup_beats_the_profile(backup: str, snapshot: Path, tmp_path: Path) -> None:
+    answers = defaults(snapshot, tmp_path / "billing", profile="production", backup=backup)
+    assert answers["backup"] == backup
+
+
+@pytest.mark.parametrize("given", GOOD_ANSWERS, ids=lambda given: ascii(given)[:40])
+def test_good_answers(given: dict[str, Any], snapshot: Path, tmp_path: Path) -> None:
+    answers = complete(snapshot, tmp_path / "billing", **given)
+    for name, value in given.items():
+        assert answers[name] == (int(value) if name == "workers" else value)
+    assert re.fullmatch(r"[a-z](-?[a-z0-9])*", answers["service_slug"])
+    assert len(answers["service_slug"]) <= 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"), REFUSED_ANSWERS, ids=lambda value: ascii(value)[:40]
+)
+def test_bad_answers(
+    name: str, value: object, message: str, snapshot: Path, tmp_path: Path
+) -> None:
+    refused = refusal(snapshot, tmp_path / "billing", **{name: value})
+    assert f"{name}: {message}" in refused
+    assert "\n" not in refused
+
+
+def test_every_question_refuses_something() -> None:
+    assert {name for name, _, _ in REFUSED_ANSWERS} == ASKED.keys()
+
+
+@pytest.mark.parametrize("name", ["buider", "Profile", "service_slug", "litestream", "_commit"])
+def test_unknown_answers(name: str, snapshot: Path, tmp_path: Path) -> None:
+    refused = refusal(snapshot, tmp_path / "billing", **{name: "x"})
+    assert f"{name}: There is no such question" in refused
+    assert "\n" not in refused
+
+
+def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
+    refused = refusal(snapshot, tmp_path / "new", builder="nixpacks", python_version="3.14")
+    assert "python_version: Nixpacks has no Python 3.14" in refused
+    assert "\n" not in refused
+
+
+@pytest.mark.parametrize(
+    ("given", "question", "message"),
+    [
+        (["project_name=___"], "project_name", "Needs a letter or digit"),
+        (["volume_path=data"], "volume_path", "Must start with /, such as /data"),
+        (["workers=two"], "workers", "Must be a number from 1 to 16"),
+        (["backup=s3"], "backup", "Must be litestream, railway or none"),
+        (["python_version=3.10"], "python_version", "Must be 3.13, 3.14, 3.12 or 3.11"),
+        (["buider=nixpacks"], "buider", "There is no such question"),
+        (
+            ["builder=nixpacks", "python_version=3.14"],
+            "python_version",
+            "Nixpacks has no Python 3.14",
+        ),
+    ],
+)
+def test_command_refuses_data(
+    given: list[str],
+    question: str,
+    message: str,
+    template: Path,
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    data = [part for answer in given for part in ("--data", answer)]
+    done = run_copier("copy", "--defaults", *data, template, tmp_path / "billing")
+    assert_refused(done, question, message)
+    assert not (tmp_path / "billing").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "question", "message"),
+    [
+        ({"workers": 17}, "workers", "Must be a number from 1 to 16"),
+        ({"project_name": "Billing\0API"}, "project_name", "Must be one line of plain text"),
+        ({"wrokers": 1}, "wrokers", "There is no such question"),
+        (
+            {"builder": "nixpacks", "python_version": 3.14},
+            "python_version",
+            "Nixpacks has no Python 3.14",
+        ),
+    ],
+)
+def test_command_refuses_data_file(
+    given: dict[str, Any],
+    question: str,
+    message: str,
+    template: Path,
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    data = tmp_path / "answers.yml"
+    data.write_text(yaml.safe_dump(given))
+    done = run_copier("copy", "--defaults", "--data-file", data, template, tmp_path / "billing")
+    assert_refused(done, question, message)
+    assert not (tmp_path / "billing").exists()
+
+
+def test_command_takes_a_data_file(template: Path, tmp_path: Path, run_copier: RunCopier) -> None:
+    data = tmp_path / "answers.yml"
+    data.write_text("profile: production\nworkers: 4\npython_version: 3.12\n")
+    done = run_copier("copy", "--defaults", "--data-file", data, template, tmp_path / "billing")
+    assert done.returncode == 0, done.stderr
+    answers = recorded(tmp_path / "billing")
+    assert (answers["backup"], answers["workers"]) == ("litestream", 4)
+    assert answers["python_version"] == "3.12"
+
+
+def test_refused_copy_leaves_an_existing_directory_alone(
+    template: Path, tmp_path: Path, run_copier: RunCopier
+) -> None:
+    folder = tmp_path / "billing"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine\n")
+    done = run_copier("copy", "--defaults", "--data", "workers=0", template, folder)
+    assert_refused(done, "workers", "Must be a number from 1 to 16")
+    assert list(files(folder)) == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("before", "given"),
+    [
+        ({"python_version": "3.14"}, "builder=nixpacks"),
+        ({"builder": "nixpacks"}, "python_version=3.14"),
+    ],
+)
+def test_update_refuses_nixpacks_with_python_3_14(
+    before: dict[str, str],
+    given: str,
+    releases: Path,
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    project = tmp_path / "billing"
+    copier.run_copy(str(releases), project, data=before, vcs_ref="0.1.0", defaults=True, quiet=True)
+    commit(project, "New project")
+    done = run_copier("update", "--defaults", "--data", given, cwd=project)
+    assert done.returncode == 1
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output
+    refused = [line for line in output.splitlines() if "python_version" in line]
+    assert len(refused) == 1
+    assert "python_version: Nixpacks has no Python 3.14" in refused[0]
+    assert git(project, "status", "--porcelain") == ""

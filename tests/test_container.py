@@ -1,0 +1,71 @@
+"""The Dockerfile, built as it is and run in both ways that it has to run."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, Answers, tool
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.xdist_group("container"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="building an image without a daemon needs root"),
+]
+# as Railway starts it; its health check comes with no more than this
+RAILWAY = (
+    "RAILWAY_ENVIRONMENT_ID=e1",
+    "RAILWAY_VOLUME_MOUNT_PATH=/data",
+    "SECRET_KEY=b7ad4f8e0c1d4e2f9a3b5c6d7e8f9012",
+)
+DEVELOPMENT: Answers = {"backup": "litestream", "volume_path": "/mnt/vol-1", "workers": 4}
+CASES = [
+    pytest.param({"volume_path": "/data"}, RAILWAY, id="railway"),
+    pytest.param(DEVELOPMENT, (), id="nothing-but-port"),
+]
+
+
+def lab(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "scripts" / "container-lab", project, *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900)
+
+
+@pytest.fixture
+def context(render: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A project as it is committed: with a lock, without anything that was installed."""
+
+    def make(**answers: str | int) -> Path:
+        project = tmp_path / "context"
+        subprocess.run(["cp", "-a", render(**answers), project], check=True)
+        (project / ".env").write_text("SECRET_KEY=must not be in the image\n", encoding="utf-8")
+        return project
+
+    return make
+
+
+@pytest.mark.parametrize(("answers", "variables"), CASES)
+def test_the_image_runs_with_and_without_root(
+    context: Callable[..., Path], answers: Answers, variables: tuple[str, ...]
+) -> None:
+    project = context(**answers)
+    subprocess.run([tool("uv"), "lock", "--quiet"], cwd=project, check=True)
+
+    done = lab(project, str(answers["volume_path"]), *variables)
+
+    print(done.stdout[-1500:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "unprivileged: uid 10002" in lines
+    assert "unprivileged: database of uid 10002" in lines
+    assert "root-owned: uid 10001" in lines
+    assert "root-owned: database of uid 10001" in lines
+    assert {"unprivileged: exit 0", "root-owned: exit 0"} <= set(lines)
+
+
+def test_a_missing_lock_is_one_clear_line(context: Callable[..., Path]) -> None:
+    done = lab(context(), "/data")
+
+    assert done.returncode != 0
+    assert "uv.lock is missing: run 'uv sync'" in done.stdout + done.stderr

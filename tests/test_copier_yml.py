@@ -1,0 +1,192 @@
+"""copier.yml says what it means: Copier passes over every key that it does not know."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import copier
+import pytest
+from copier import _template
+from copier._main import Worker
+from copier._user_data import Question
+from jinja2 import nodes
+from packaging.version import Version
+
+from support import ASKED, QUESTIONS, REFUSED_ANSWERS, SELECTS, SETTINGS, TYPED, labels
+
+DEFAULTS = {
+    "project_name": ("str", "Billing"),
+    "project_description": (
+        "str",
+        "A web service with its data in SQLite, made to run on Railway.",
+    ),
+    "profile": ("str", "pilot"),
+    "volume_path": ("str", "/data"),
+    "workers": ("int", 1),
+    "backup": ("str", "railway"),
+    "builder": ("str", "dockerfile"),
+    "python_version": ("str", "3.13"),
+    "ci": ("str", "github"),
+}
+
+FROM_HOOK = "{{% from pathjoin('hooks', 'validators.jinja') import {name} as valid %}}{{{{ valid("
+
+
+@pytest.fixture(scope="module")
+def validators(snapshot: Path) -> Iterable[Any]:
+    with Worker(src_path=str(snapshot)) as worker:
+        yield worker.jinja_env.get_template("hooks/validators.jinja").module
+
+
+def known_settings() -> set[str]:
+    source = inspect.getsource(_template)
+    read = re.findall(r'config_data(?:\.get\(|\[)\s*"(\w+)"', source)
+    raw = re.findall(r'_raw_config\.get\(\s*"_(\w+)"', source)
+    return {*read, *raw}
+
+
+def known_question_keys() -> set[str]:
+    internal = {"var_name", "answers", "context", "jinja_env", "settings"}
+    return {field.name for field in fields(Question)} - internal
+
+
+def test_copier_knows_every_setting() -> None:
+    assert {"subdirectory", "migrations", "envops", "min_copier_version"} <= known_settings()
+    assert SETTINGS.keys() <= known_settings()
+
+
+def test_installed_copier_is_new_enough() -> None:
+    assert Version(SETTINGS["min_copier_version"]) <= Version(copier.__version__)
+
+
+def test_nothing_asks_for_trust() -> None:
+    assert not SETTINGS.keys() & {"tasks", "jinja_extensions"}
+    for migration in SETTINGS.get("migrations", []):
+        assert isinstance(migration, dict), migration
+        assert str(Version(migration["version"])) == migration["version"]
+
+
+def test_undefined_names_stop_a_render() -> None:
+    assert SETTINGS["envops"]["undefined"] == "jinja2.StrictUndefined"
+
+
+def test_files_end_as_the_template_ends_them() -> None:
+    assert SETTINGS["envops"]["keep_trailing_newline"] is True
+
+
+@pytest.mark.parametrize("setting", ["exclude", "skip_if_exists"])
+def test_paths_in_settings_exist(setting: str, snapshot: Path) -> None:
+    paths = [re.sub(r"\{%.*?%\}", "", pattern) for pattern in SETTINGS[setting]]
+    literal = [path for path in paths if "/" in path]
+    assert literal
+    for path in literal:
+        plain = snapshot / "template" / path
+        assert plain.exists() or plain.with_name(f"{plain.name}.jinja").exists(), path
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_copier_knows_every_key(name: str) -> None:
+    assert QUESTIONS[name].keys() <= known_question_keys()
+    for choice in QUESTIONS[name].get("choices", {}).values():
+        if isinstance(choice, dict):
+            assert choice.keys() <= {"value", "validator"}
+
+
+def test_questions_and_their_order() -> None:
+    assert list(ASKED) == list(DEFAULTS)
+    names = list(QUESTIONS)
+    computed = [name for name in names[1:-1] if name not in ASKED]
+    assert names == ["refuse_given", *DEFAULTS, *computed, "refuse_combination"]
+
+
+def test_types_and_defaults(snapshot: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "billing"
+    worker = copier.run_copy(str(snapshot), folder, defaults=True, quiet=True, pretend=True)
+    answers = worker.answers.combined
+    assert {name: (ASKED[name]["type"], answers[name]) for name in ASKED} == DEFAULTS
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS.keys() - ASKED.keys()))
+def test_hidden_questions_are_always_hidden(name: str) -> None:
+    assert QUESTIONS[name]["when"] is False
+    assert "default" in QUESTIONS[name]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_help(name: str) -> None:
+    lines = ASKED[name]["help"].splitlines()
+    assert len(lines) >= 2, "a question, and what to answer"
+    assert lines[0].endswith("?")
+    assert "Example" in ASKED[name]["help"]
+    assert max(map(len, lines)) <= 78
+
+
+@pytest.mark.parametrize("name", SELECTS)
+def test_choices_are_labelled(name: str) -> None:
+    choices = labels(name)
+    assert all(label != value for label, value in choices.items())
+    assert len(set(choices.values())) == len(choices)
+    assert max(map(len, choices)) <= 74
+    recommended = {value for label, value in choices.items() if "recommended" in label}
+    assert DEFAULTS[name][1] in recommended
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_typed_answers_are_validated_in_the_hook(name: str) -> None:
+    assert ASKED[name]["validator"] == f"{FROM_HOOK.format(name=name)}{name}) }}}}"
+
+
+@pytest.mark.parametrize("name", SELECTS)
+def test_choices_are_validated_in_the_hook(name: str) -> None:
+    assert "validator" not in ASKED[name]
+    for choice in ASKED[name]["choices"].values():
+        if isinstance(choice, dict):
+            assert FROM_HOOK.format(name=name).removesuffix("{{ valid(") in choice["validator"]
+
+
+def test_hook_knows_the_same_choices(validators: ModuleType) -> None:
+    assert validators.choices == {name: list(labels(name).values()) for name in SELECTS}
+
+
+def prompted_messages(validators: Any) -> set[str]:
+    messages = {
+        getattr(validators, name)(value) for name, value, _ in REFUSED_ANSWERS if name in TYPED
+    }
+    return messages | {validators.python_version("3.14", "nixpacks")}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [refused for refused in REFUSED_ANSWERS if refused[0] in TYPED],
+)
+def test_macro_refuses(name: str, value: Any, message: str, validators: Any) -> None:
+    assert getattr(validators, name)(value) == message
+
+
+def test_messages_fit_the_terminal(validators: Any) -> None:
+    messages = prompted_messages(validators)
+    assert "" not in messages
+    assert max(map(len, messages)) <= 35
+
+
+def test_every_message_is_among_those_checked(snapshot: Path, validators: Any) -> None:
+    prompted = {"is_text", "python_version", *TYPED}
+    with Worker(src_path=str(snapshot)) as worker:
+        source = (snapshot / "hooks/validators.jinja").read_text(encoding="utf-8")
+        macros = {
+            macro.name: macro for macro in worker.jinja_env.parse(source).find_all(nodes.Macro)
+        }
+    assert prompted <= macros.keys()
+    texts = {
+        text
+        for name in prompted
+        for data in macros[name].find_all(nodes.TemplateData)
+        if (text := data.data.strip())
+    }
+    everything = "\n".join(prompted_messages(validators))
+    assert texts
+    assert {text for text in texts if text not in everything} == set()

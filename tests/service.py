@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -58,7 +58,12 @@ class Service:
         (data / ".bash_profile").write_text(f"export PATH={shlex.quote(path)}\n")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=project,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def output(self) -> str:
@@ -96,9 +101,9 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 INCLUDE = "    app.include_router(notes.router)\n"

@@ -20,9 +20,6 @@ import railway_sdk
 
 from support import AXES, Answers, constants, identify, load_json, pairwise
 
-# One process renders and evaluates each combination once.
-pytestmark = pytest.mark.xdist_group("railway")
-
 Render = Callable[..., Path]
 
 EVALUATE = """

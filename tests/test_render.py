@@ -31,9 +31,6 @@ from support import (
     recorded,
 )
 
-# One process renders each combination once.
-pytestmark = pytest.mark.xdist_group("render")
-
 Render = Callable[..., Path]
 
 START = "python -m app"

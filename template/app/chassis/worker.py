@@ -1,10 +1,17 @@
 """The worker that gunicorn starts for every process that serves."""
 
-from typing import Any
+import ctypes
+import os
+import signal
+import sys
+from typing import Any, Final
 
 from uvicorn_worker import UvicornWorker
 
 from app.chassis import deadlines
+
+PR_SET_PDEATHSIG: Final = 1
+"""prctl(2): the signal that the kernel sends a process when its parent has died."""
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # the package has no types
@@ -19,3 +26,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # the package has no types
         "server_header": False,
         "timeout_graceful_shutdown": deadlines.REQUESTS,
     }
+
+    def init_process(self) -> None:
+        """End with gunicorn even if that is killed; a worker left over keeps port and lock."""
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != self.ppid:
+                sys.exit(1)
+        super().init_process()

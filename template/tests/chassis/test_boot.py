@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -44,6 +45,7 @@ class Service:
             env=environment,
             stdout=self.log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def output(self) -> str:
@@ -72,9 +74,9 @@ class Service:
         return self.process.wait(DEADLINE)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.log.close()
 
 
@@ -117,6 +119,18 @@ def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -
     patient.wait_for("Waiting for the service that still uses")
     first.stop()
     patient.wait_until_healthy()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_no_worker_is_left_when_the_server_is_killed(
+    services: list[Service], tmp_path: Path
+) -> None:
+    services.append(service := Service(tmp_path).wait_until_healthy())
+    service.process.kill()
+    service.process.wait()
+
+    # the lock is free as soon as the last process that inherited it has ended
+    services.append(Service(tmp_path, LOCK_TIMEOUT="10").wait_until_healthy())
 
 
 def test_bad_settings_end_it_with_78_and_every_reason(

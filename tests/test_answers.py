@@ -39,7 +39,7 @@ GOOD_ANSWERS = [
 def complete(template: Path, folder: Path, **given: object) -> dict[str, Any]:
     """All answers, computed ones too, of somebody who gives some and takes the defaults."""
     worker = copier.run_copy(
-        str(template), folder, data=given, defaults=True, quiet=True, pretend=True
+        str(template), folder, data=given, exclude=["*"], defaults=True, quiet=True, pretend=True
     )
     return dict(worker.answers.combined)
 

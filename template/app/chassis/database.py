@@ -26,7 +26,10 @@ from app.chassis.sqlite import open_database, sqlite3
 logger = logging.getLogger(__name__)
 
 READERS: Final = 8
-"""Connections that read, and threads that run `def` routes: more threads only wait."""
+"""Routes that read at once, and threads that run `def` routes: more threads only wait.
+
+Code that reads outside of a route, as streams do, may have as many connections again.
+"""
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for the write lock, in this process and between processes."""
@@ -72,44 +75,43 @@ class Database:
         self.writer_engine = writer_engine(path, synchronous)
         self.read = sessionmaker(self.reader_engine, expire_on_commit=False)
         self._write = sessionmaker(self.writer_engine, expire_on_commit=False)
-        self._turn = anyio.Lock()
+        self._readers = anyio.Semaphore(READERS, fast_acquire=True)
+        self._writers = anyio.Semaphore(1, fast_acquire=True)
         self._commits = anyio.CapacityLimiter(1)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session for code outside of routes: commits at the end, rolls back on an error."""
+        """A writing session for code outside of the server: committed at the end.
+
+        In the server use `writing`: a thread that waits here is one that routes cannot have.
+        """
         with self._write.begin() as session:
             yield session
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Session]:
-        """A route's reading session: one consistent view, and writing is refused."""
-        # Nothing here waits: a session connects at its first statement, and ending a
-        # read transaction touches no disk.
-        with self.read() as session:
-            yield session
+        """A route's reading session: one consistent view, and writing is refused.
+
+        Raises:
+            DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
+        """
+        async with turn(self._readers):
+            # Nothing here waits: a session connects at its first statement, and ending a
+            # read transaction touches no disk.
+            with self.read() as session:
+                yield session
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Session]:
         """A route's writing session, committed when the route returns.
 
-        Writers queue here, in the event loop: waiting in threads, they would keep readers
-        from running, and the one that has the lock from committing.
-
         Raises:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
         """
-        try:
-            with anyio.fail_after(BUSY_TIMEOUT):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise DatabaseBusyError from None
-        try:
+        async with turn(self._writers):
             with self._write() as session:
                 yield session
                 await anyio.to_thread.run_sync(session.commit, limiter=self._commits)
-        finally:
-            self._turn.release()
 
     def dispose(self) -> None:
         """Close the pooled connections."""
@@ -117,10 +119,30 @@ class Database:
         self.writer_engine.dispose()
 
 
+@asynccontextmanager
+async def turn(semaphore: anyio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a session in the event loop.
+
+    In threads, those who wait for a connection would keep the threads from those who have
+    one and need a thread to finish.
+    """
+    try:
+        with anyio.fail_after(BUSY_TIMEOUT):
+            await semaphore.acquire()
+    except TimeoutError:
+        raise DatabaseBusyError from None
+    try:
+        yield
+    finally:
+        semaphore.release()
+
+
 def reader_engine(path: Path) -> Engine:
     """Connections that see one consistent state each, and refuse to write."""
     pragmas = {"foreign_keys": "ON", "query_only": "ON"}
-    return make_engine(path, "BEGIN", pragmas, size=READERS, busy_timeout=BUSY_TIMEOUT)
+    return make_engine(
+        path, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
+    )
 
 
 def writer_engine(path: Path, synchronous: str = "FULL") -> Engine:
@@ -148,6 +170,7 @@ def make_engine(
     *,
     size: int,
     busy_timeout: float,
+    overflow: int = 0,
     create: bool = False,
 ) -> Engine:
     """An engine whose transactions start with the given statement.
@@ -161,7 +184,7 @@ def make_engine(
         creator=lambda: open_database(path, create=create, busy_timeout=busy_timeout),
         poolclass=QueuePool,
         pool_size=size,
-        max_overflow=0,
+        max_overflow=overflow,
         pool_timeout=BUSY_TIMEOUT,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import copier
 import pytest
 import yaml
+from copier._main import Worker
 from copier.errors import UserMessageError
 
 from support import ASKED, REFUSED_ANSWERS, commit, files, git, recorded
@@ -38,10 +39,11 @@ GOOD_ANSWERS = [
 
 def complete(template: Path, folder: Path, **given: object) -> dict[str, Any]:
     """All answers, computed ones too, of somebody who gives some and takes the defaults."""
-    worker = copier.run_copy(
-        str(template), folder, data=given, exclude=["*"], defaults=True, quiet=True, pretend=True
-    )
-    return dict(worker.answers.combined)
+    with Worker(
+        src_path=str(template), dst_path=folder, data=given, defaults=True, quiet=True
+    ) as worker:
+        worker._ask()
+        return dict(worker.answers.combined)
 
 
 def defaults(template: Path, folder: Path, **given: object) -> dict[str, Any]:

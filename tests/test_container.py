@@ -61,7 +61,10 @@ def test_the_image_runs_with_and_without_root(
     assert "unprivileged: database of uid 10002" in lines
     assert "root-owned: uid 10001" in lines
     assert "root-owned: database of uid 10001" in lines
-    assert {"unprivileged: exit 0", "root-owned: exit 0"} <= set(lines)
+    assert {"unprivileged: exit 0", "root-owned: exit 0", "refused: exit 1"} <= set(lines)
+    (refusal,) = (line for line in lines if line.startswith("refused: Storage: "))
+    assert f"cannot write to {answers['volume_path']} as uid 10002" in refusal
+    assert "RAILWAY_RUN_UID=0" in refusal
 
 
 def test_a_missing_lock_is_one_clear_line(context: Callable[..., Path]) -> None:

@@ -4,6 +4,9 @@ import sys
 
 from app.chassis.cli import main
 
+if sys.platform == "win32":
+    sys.exit("This service runs on Linux and macOS; on Windows, use WSL.")
+
 try:
     sys.exit(main())
 except ModuleNotFoundError as error:

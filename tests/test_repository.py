@@ -1,0 +1,69 @@
+"""What the repository says of itself is so."""
+
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import ASKED, ROOT, git, load_toml, tool
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in git(ROOT, "ls-files", "*.md").splitlines()]
+
+
+def commands() -> list[str]:
+    """The first two commands of the README."""
+    first, second, *_ = re.findall(r"```sh\n(.+?)\n```", README, re.DOTALL)
+    return [first, second]
+
+
+def test_ci_starts_with_the_readmes_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    run = [line for line in lines[1:] if line and not line.startswith(("#", "set ", "cd "))]
+
+    assert run[0] == commands()[1]
+    assert "pytest -m long" in run[1]
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+def test_the_first_command_renders_and_serves() -> None:
+    assert "copier copy --defaults" in commands()[0]
+    assert commands()[0].endswith("python -m app")
+    for command in commands():
+        assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
+
+
+def test_the_readme_lists_the_questions_in_their_order() -> None:
+    assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ASKED)
+
+
+def test_requirements_hold_every_tool_and_no_address() -> None:
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    groups = load_toml(ROOT / "pyproject.toml")["dependency-groups"]
+    names = [re.split(r"[<>=]", requirement)[0] for requirement in groups["test"]]
+
+    for name in names:
+        assert re.search(rf"^{name}==", requirements, re.MULTILINE), name
+    assert "://" not in requirements
+    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\w)", requirements)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_tests_are_formatted_and_clean() -> None:
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [tool("ruff"), *check, "--no-cache", "tests"],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stdout

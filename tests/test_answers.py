@@ -161,11 +161,8 @@ def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "question", "message"),
     [
-        (["project_name=___"], "project_name", "Needs a letter or digit"),
         (["volume_path=data"], "volume_path", "Must start with /, such as /data"),
         (["workers=two"], "workers", "Must be a number from 1 to 16"),
-        (["backup=s3"], "backup", "Must be litestream, railway or none"),
-        (["python_version=3.10"], "python_version", "Must be 3.13, 3.14, 3.12 or 3.11"),
         (["buider=nixpacks"], "buider", "There is no such question"),
         (
             ["builder=nixpacks", "python_version=3.14"],
@@ -191,9 +188,7 @@ def test_command_refuses_data(
 @pytest.mark.parametrize(
     ("given", "question", "message"),
     [
-        ({"workers": 17}, "workers", "Must be a number from 1 to 16"),
         ({"project_name": "Billing\0API"}, "project_name", "Must be one line of plain text"),
-        ({"wrokers": 1}, "wrokers", "There is no such question"),
         (
             {"builder": "nixpacks", "python_version": 3.14},
             "python_version",
@@ -237,24 +232,14 @@ def test_refused_copy_leaves_an_existing_directory_alone(
     assert list(files(folder)) == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    ("before", "given"),
-    [
-        ({"python_version": "3.14"}, "builder=nixpacks"),
-        ({"builder": "nixpacks"}, "python_version=3.14"),
-    ],
-)
 def test_update_refuses_nixpacks_with_python_3_14(
-    before: dict[str, str],
-    given: str,
-    releases: Path,
-    tmp_path: Path,
-    run_copier: RunCopier,
+    releases: Path, tmp_path: Path, run_copier: RunCopier
 ) -> None:
     project = tmp_path / "billing"
+    before = {"python_version": "3.14"}
     copier.run_copy(str(releases), project, data=before, vcs_ref="0.1.0", defaults=True, quiet=True)
     commit(project, "New project")
-    done = run_copier("update", "--defaults", "--data", given, cwd=project)
+    done = run_copier("update", "--defaults", "--data", "builder=nixpacks", cwd=project)
     assert done.returncode == 1
     output = done.stdout + done.stderr
     assert "Traceback" not in output

@@ -1,0 +1,57 @@
+"""What Copier prints at the end: commands that can be pasted."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import COMBINATIONS, Answers, identify
+
+RunCopier = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def printed(run_copier: RunCopier, template: Path, project: Path, **answers: str | int) -> str:
+    data = [part for name, value in answers.items() for part in ("-d", f"{name}={value}")]
+    done = run_copier("copy", "--defaults", *data, template, project)
+    assert done.returncode == 0, done.stderr
+    return done.stderr[done.stderr.index("is in ") :]
+
+
+def commands(message: str) -> list[str]:
+    """The lines that are meant for a shell."""
+    return [line.strip() for line in message.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("folder", ["service", "it's a service", "$HOME & co"])
+def test_the_first_command_leads_into_the_project(
+    run_copier: RunCopier, template: Path, tmp_path: Path, folder: str
+) -> None:
+    project = tmp_path / folder
+    message = printed(run_copier, template, project, project_name="Billing API")
+
+    there = f"{commands(message)[0]} && pwd -P"
+    assert commands(message)[0].startswith("cd ")
+    done = subprocess.run(["sh", "-c", there], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == f"{project.resolve()}\n"
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS[:6], ids=identify)
+def test_every_command_is_for_these_answers(
+    run_copier: RunCopier, template: Path, tmp_path: Path, answers: Answers
+) -> None:
+    message = printed(
+        run_copier, template, tmp_path / "project", project_name="Billing API", **answers
+    )
+
+    for command in commands(message):
+        assert shlex.split(command, comments=True)
+    assert re.findall(r"--(?:service|name) (\S+)", message) == ["billing-api"] * 4
+    assert f"volume at {answers['volume_path']}" in message
+    assert ("bucket" in message) == (answers["backup"] == "litestream")
+    assert ("the data is lost with the volume" in message) == (answers["backup"] == "none")
+    assert ("Backups, Daily" in message) == (answers["backup"] == "railway")
+    assert "do not read railway.json" in message
+    assert "{" not in message

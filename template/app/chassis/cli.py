@@ -50,6 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("backup", help="copy the database while the service runs")
     command.add_argument("file", type=Path, metavar="FILE", help="the copy to make; a new file")
     command.set_defaults(run=backup)
+
+    command = commands.add_parser("restore", help="put a copy in the database's place")
+    command.add_argument("file", type=Path, metavar="FILE", help="a copy made by backup")
+    command.add_argument("--dry-run", action="store_true", help="only check that it could be done")
+    command.set_defaults(run=restore)
     return parser
 
 
@@ -78,8 +83,8 @@ def migrate(_: argparse.Namespace) -> int:
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     storage.prepare(settings)
-    storage.acquire_lock(settings.database_path, timeout=0)
-    migrations.upgrade(settings.database_path)
+    with storage.locked(settings.database_path):
+        migrations.upgrade(settings.database_path)
     return 0
 
 
@@ -88,4 +93,21 @@ def backup(options: argparse.Namespace) -> int:
 
     size = backups.backup(load_settings().database_path, options.file)
     print(f"{options.file}: {size} bytes")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    from app.chassis import backup as backups
+    from app.chassis import storage
+
+    settings = load_settings()
+    storage.prepare(settings)
+    with storage.locked(settings.database_path):
+        kept = backups.restore(options.file, settings.database_path, dry_run=options.dry_run)
+    if options.dry_run:
+        print(f"{options.file} can be restored")
+        return 0
+    print(f"{options.file} is now the database {settings.database_path}")
+    if kept is not None:
+        print(f"The one before is kept as {kept}")
     return 0

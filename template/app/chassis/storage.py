@@ -6,6 +6,8 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -117,6 +119,16 @@ def ownership_advice() -> str:
         "with APP_UID set, so that it can take ownership and then drop root, "
         f"or give the directory to uid {os.geteuid()}."
     )
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold the database while a command changes it; refuse at once if a service does."""
+    descriptor = acquire_lock(database, timeout=0)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def acquire_lock(database: Path, timeout: float) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from app.chassis.cli import main
 from app.chassis.sqlite import open_database
+from app.chassis.storage import locked
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert ended.value.code == 0
     output = capsys.readouterr().out
-    for command in ("start", "serve", "migrate", "backup"):
+    for command in ("start", "serve", "migrate", "backup", "restore"):
         assert f"    {command} " in output
 
 
@@ -44,6 +45,22 @@ def test_migrate_then_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     connection = open_database(copy)
     assert connection.execute("SELECT count(*) FROM notes").fetchone() == (0,)
     connection.close()
+
+
+def test_a_restore_waits_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy.db"
+    main(["migrate"])
+    main(["backup", str(copy)])
+    capsys.readouterr()
+
+    with locked(tmp_path / "app.db"):
+        assert main(["restore", str(copy)]) == 1
+    assert "is in use by another service" in capsys.readouterr().err
+
+    assert main(["restore", "--dry-run", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy} can be restored\n"
+    assert main(["restore", str(copy)]) == 0
+    assert "is now the database" in capsys.readouterr().out
 
 
 def test_an_error_is_one_line_and_a_code(

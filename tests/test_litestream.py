@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from service import DEADLINE, Service, free_port
+from service import DEADLINE, FORMS, Service, free_port
 from support import tool
 
 pytestmark = pytest.mark.long
 
+# two of Litestream's: what is written in the first second after a start may come later
+INTERVAL = 2.0
 KEY, SECRET = "key", "hunter2-is-the-secret"
 
 
@@ -60,16 +62,50 @@ def test_a_lost_volume_comes_back(project: Path, tmp_path: Path, bucket: dict[st
         service.wait_for("replicating to")
         for number in range(20):
             assert service.client.post("/notes", json={"text": str(number)}).status_code == 201
-        time.sleep(2)  # Litestream's interval; what comes sooner than 1 s after a start may be lost
+        time.sleep(INTERVAL)
         service.terminate()
         assert service.ended() == 0
         assert SECRET not in service.output()
     shutil.rmtree(volume)
 
     with Service(project, volume, **bucket).wait_until_healthy() as service:
-        notes = service.client.get("/notes").json()
-        assert [note["text"] for note in notes] == [str(number) for number in range(20)]
+        assert texts(service) == [str(number) for number in range(20)]
         assert "Restored" in service.output()
+
+
+def run(project: Path, volume: Path, bucket: dict[str, str], *arguments: str) -> None:
+    """A command of the project on the volume."""
+    with Service(project, volume, [*FORMS["exec"], *arguments], **bucket) as command:
+        assert command.ended() == 0, command.output()
+
+
+def texts(service: Service) -> list[str]:
+    return [note["text"] for note in service.client.get("/notes").json()]
+
+
+def test_the_bucket_follows_a_restored_copy(
+    project: Path, tmp_path: Path, bucket: dict[str, str]
+) -> None:
+    volume, copy = tmp_path / "volume", tmp_path / "copy.db"
+    with Service(project, volume, **bucket).wait_until_healthy() as service:
+        service.client.post("/notes", json={"text": "in the copy"})
+        run(project, volume, bucket, "backup", str(copy))
+        service.client.post("/notes", json={"text": "taken back by the restore"})
+        time.sleep(INTERVAL)
+        service.terminate()
+        assert service.ended() == 0
+    run(project, volume, bucket, "restore", str(copy))
+
+    with Service(project, volume, **bucket).wait_until_healthy() as service:
+        assert texts(service) == ["in the copy"]
+        service.client.post("/notes", json={"text": "after the restore"})
+        time.sleep(INTERVAL)
+        service.terminate()
+        assert service.ended() == 0
+    shutil.rmtree(volume)
+
+    with Service(project, volume, **bucket).wait_until_healthy() as service:
+        assert texts(service) == ["in the copy", "after the restore"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,12 @@ def refusal(template: Path, folder: Path, **answers: str) -> str:
     return caught.value.message
 
 
+def copied_as_they_are(template: Path) -> list[str]:
+    """Patterns of the files that can hold no answer, to save the time they take."""
+    names = files(template / "template")
+    return [f"/{name}" for name in names if not name.endswith(".jinja") and "{%" not in name]
+
+
 def assert_intact(project: Path, name: str, description: str) -> None:
     """Both texts are values, in every file that holds them, and nothing but text."""
     parse_everything(project)
@@ -164,7 +170,10 @@ def paragraphs(path: Path) -> list[str]:
 def test_text_stays_text(name: str, description: str, snapshot: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
     answers = {"project_name": name, "project_description": description}
-    copier.run_copy(str(snapshot), project, data=answers, defaults=True, quiet=True)
+    left_out = copied_as_they_are(snapshot)
+    copier.run_copy(
+        str(snapshot), project, data=answers, exclude=left_out, defaults=True, quiet=True
+    )
     assert_intact(project, name, description)
 
 

@@ -51,12 +51,19 @@ class Gate:
         self.https_headers = [TRANSPORT_SECURITY] if settings.production else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
-        found = dict(scope["headers"])
+        # Of a header that comes twice the first counts, as it does for the application.
+        found = dict(reversed(scope["headers"]))
         self.apply_proxy(scope, found)
+        if scope["type"] == "websocket":
+            if self.allows_host(found):
+                await self.app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        started = time.perf_counter()
         identifier = choose_request_id(found.get(b"x-railway-request-id"))
         token = request_id.set(identifier)
         response = [(b"x-request-id", identifier.encode()), *self.headers]
@@ -92,12 +99,15 @@ class Gate:
         if is_address(address):
             scope["client"] = (address, 0)
         scheme = found.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
-        if scheme in {"http", "https"}:
+        if scheme in {"http", "https"} and scope["type"] == "http":
             scope["scheme"] = scheme
+
+    def allows_host(self, found: dict[bytes, bytes]) -> bool:
+        return self.is_allowed(found.get(b"host", b"").decode("latin-1"))
 
     def refuse(self, found: dict[bytes, bytes]) -> JSONResponse | None:
         """The answer to a request that does not get as far as the application."""
-        if not self.is_allowed(found.get(b"host", b"").decode("latin-1")):
+        if not self.allows_host(found):
             return problem(400, "This host is not served here; see ALLOWED_HOSTS")
         length = found.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.max_body:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
 from app.chassis import migrate
@@ -104,6 +104,33 @@ def test_only_the_listed_hosts_are_answered(settings: Settings, host: str, statu
 
     assert answer.status_code == status
     assert answer.headers["X-Request-ID"]
+
+
+def test_of_two_hosts_the_first_counts(settings: Settings) -> None:
+    app = make_app(settings, allowed_hosts=("api.example.com",))
+    hosts = [("Host", "evil.example"), ("Host", "api.example.com")]
+
+    assert caller(app).get("/health", headers=hosts).status_code == 400
+    assert caller(app).get("/health", headers=hosts[::-1]).status_code == 200
+
+
+def test_a_websocket_is_held_to_the_hosts_too(settings: Settings) -> None:
+    app = make_app(settings, allowed_hosts=("api.example.com",))
+
+    @app.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+    client = caller(app)
+    with client.websocket_connect("/socket", headers={"Host": "api.example.com"}) as connection:
+        assert connection.receive_text() == "hello"
+    with (
+        pytest.raises(WebSocketDisconnect),
+        client.websocket_connect("/socket", headers={"Host": "evil.example"}),
+    ):
+        pass
 
 
 def test_the_request_id_is_the_edges_or_a_new_one(client: TestClient) -> None:

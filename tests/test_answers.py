@@ -145,7 +145,7 @@ def test_every_question_refuses_something() -> None:
     assert {name for name, _, _ in REFUSED_ANSWERS} == ASKED.keys()
 
 
-@pytest.mark.parametrize("name", ["buider", "Profile", "service_slug", "litestream", "_commit"])
+@pytest.mark.parametrize("name", ["buider", "Profile", "service_slug", "litestream", "_message"])
 def test_unknown_answers(name: str, snapshot: Path, tmp_path: Path) -> None:
     refused = refusal(snapshot, tmp_path / "billing", **{name: "x"})
     assert f"{name}: There is no such question" in refused
@@ -247,3 +247,16 @@ def test_update_refuses_nixpacks_with_python_3_14(
     assert len(refused) == 1
     assert "python_version: Nixpacks has no Python 3.14" in refused[0]
     assert git(project, "status", "--porcelain") == ""
+
+
+def test_another_projects_answers_serve_as_a_data_file(
+    run_copier: RunCopier, template: Path, render: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = render(backup="none", workers=3, volume_path="/mnt/vol-1")
+    project = tmp_path / "project"
+    done = run_copier(
+        "copy", "--defaults", "--data-file", other / ".copier-answers.yml", template, project
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = recorded(project), recorded(other)
+    assert {name: ours[name] for name in ASKED} == {name: theirs[name] for name in ASKED}

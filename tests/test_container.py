@@ -11,7 +11,6 @@ from support import ROOT, Answers, tool
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.xdist_group("container"),
     pytest.mark.skipif(os.geteuid() != 0, reason="building an image without a daemon needs root"),
 ]
 # as Railway starts it; its health check comes with no more than this

@@ -1,5 +1,6 @@
 """The worker that gunicorn starts for every process that serves."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -34,3 +35,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # the package has no types
             if os.getppid() != self.ppid:
                 sys.exit(1)
         super().init_process()
+
+    def _install_sigquit_handler(self) -> None:
+        """Stop on SIGQUIT, which gunicorn sends its workers when it is sent SIGINT itself.
+
+        The base class only notes the signal; the server in it would never hear of it.
+        """
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, signal.raise_signal, signal.SIGTERM)

@@ -106,6 +106,9 @@ def test_it_serves_stops_and_keeps_what_was_written(
 
     services.append(again := Service(tmp_path).wait_until_healthy())
     assert [note["text"] for note in httpx.get(f"{again.url}/notes").json()] == ["kept"]
+    # to the main process alone, as some supervisors do
+    again.process.send_signal(signal.SIGINT)
+    assert again.process.wait(DEADLINE / 3) == 0
 
 
 def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
-import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from app.chassis import answers, health, logs
-from app.chassis.database import READERS, Database, DatabaseBusyError, is_unavailable
+from app.chassis.database import Database, DatabaseBusyError, is_unavailable
 from app.chassis.http import ErrorBoundary, Gate, problem
 from app.chassis.settings import ChassisSettings
 from app.chassis.streaming import open_streams
@@ -48,7 +47,6 @@ def create_application(
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = READERS
         with open_streams.stopped_by_signals():
             try:
                 if lifespan is None:

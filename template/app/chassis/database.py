@@ -25,8 +25,8 @@ from app.chassis.sqlite import open_database, sqlite3
 
 logger = logging.getLogger(__name__)
 
-READERS: Final = 8
-"""Routes that read at once, and threads that run `def` routes: more threads only wait.
+READERS: Final = 4
+"""Routes that read at once: more do not read faster, and leave the writer less of the CPU.
 
 Code that reads outside of a route, as streams do, may have as many connections again.
 """

@@ -19,6 +19,7 @@ RAILWAY = (
     "RAILWAY_VOLUME_MOUNT_PATH=/data",
     "SECRET_KEY=b7ad4f8e0c1d4e2f9a3b5c6d7e8f9012",
 )
+PRIVATE = {".env", ".env.production", "copy.db", "copy.db-wal", "app.db.replaced-2026"}
 DEVELOPMENT: Answers = {"backup": "litestream", "volume_path": "/mnt/vol-1", "workers": 4}
 CASES = [
     pytest.param({"volume_path": "/data"}, RAILWAY, id="railway"),
@@ -38,7 +39,8 @@ def context(render: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     def make(**answers: str | int) -> Path:
         project = tmp_path / "context"
         subprocess.run(["cp", "-a", render(**answers), project], check=True)
-        (project / ".env").write_text("SECRET_KEY=must not be in the image\n", encoding="utf-8")
+        for name in PRIVATE:
+            (project / name).write_text("not for the image\n", encoding="utf-8")
         return project
 
     return make
@@ -56,6 +58,9 @@ def test_the_image_runs_with_and_without_root(
     print(done.stdout[-1500:])
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
+    (contained,) = (line.split() for line in lines if line.startswith("contains: "))
+    assert {"app", "migrations", ".venv", "pyproject.toml"} <= set(contained)
+    assert not PRIVATE & set(contained)
     assert "unprivileged: uid 10002" in lines
     assert "unprivileged: database of uid 10002" in lines
     assert "root-owned: uid 10001" in lines

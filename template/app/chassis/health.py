@@ -138,6 +138,8 @@ def make_router(
     # Of their own: the threads for routes may all be waiting for the database.
     limiters = {name: anyio.CapacityLimiter(1) for name in checks}
 
+    # monitors ask with HEAD
+    @router.head("", response_model=None, include_in_schema=False)
     @router.get("", response_model=None)
     async def health(response: Response) -> Health:
         """Whether the service can do its work: 200, or 503 with what is wrong."""
@@ -158,6 +160,7 @@ def make_router(
             "checks": {name: results[name] for name in checks},
         }
 
+    @router.head("/live", include_in_schema=False)
     @router.get("/live")
     async def live() -> dict[str, str]:
         """That the process answers; touches nothing else."""

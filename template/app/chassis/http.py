@@ -23,6 +23,9 @@ logger = logging.getLogger("app.request")
 
 REQUEST_ID_FORM: Final = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 
+MAPPED: Final = "::ffff:"
+"""How a socket that listens on IPv6 begins the address of an IPv4 peer."""
+
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -92,8 +95,11 @@ class Gate:
 
         X-Forwarded-For is never read: its first entry is whatever the client wrote.
         """
-        peer = scope["client"]
-        if peer is None or not self.is_proxy(peer[0]):
+        if scope["client"] is None:
+            return
+        peer = scope["client"][0]
+        scope["client"] = (peer.removeprefix(MAPPED), scope["client"][1])
+        if not self.is_proxy(peer):
             return
         address = found.get(b"x-real-ip", b"").decode("latin-1").strip()
         if is_address(address):
@@ -178,6 +184,9 @@ def choose_request_id(given: bytes | None) -> str:
 
 
 def is_address(value: str) -> bool:
+    """Whether this is an IP address; one with a zone, which may be any text, is none here."""
+    if "%" in value:
+        return False
     try:
         ipaddress.ip_address(value)
     except ValueError:

@@ -49,7 +49,9 @@ EXAMPLE_SECRETS: Final = frozenset(
 MIN_SECRET_LENGTH: Final = 32
 MIN_SECRET_SYMBOLS: Final = 8
 
-DATABASE_URL_FORM: Final = re.compile(r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#]+)")
+DATABASE_URL_FORM: Final = re.compile(
+    r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00\ud800-\udfff]+)"
+)
 HOST_FORM: Final = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9a-fA-F:]+\]")
 
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
@@ -82,6 +84,7 @@ class ChassisSettings(BaseSettings):
     secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
     volume_path: str = ""
     database_url: str = "sqlite:///data/app.db"
+    port: int = Field(default=8000, ge=1, le=65535)
     backend_url: str = ""
     cors_origins: StringList = ()
     allowed_hosts: StringList = ()
@@ -91,7 +94,6 @@ class ChassisSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
     workers: int = Field(default=answers.WORKERS, ge=1, le=16)
-    port: int = Field(default=8000, ge=1, le=65535)
     app_uid: int | None = Field(default=None, ge=1)
     app_version: str = ""
     lock_timeout: float = Field(default=120, ge=0)
@@ -117,8 +119,6 @@ class ChassisSettings(BaseSettings):
             values.setdefault("database_url", f"sqlite:///{volume}/app.db")
         if domain := values.get("railway_public_domain"):
             values.setdefault("backend_url", f"https://{domain}")
-        elif not production:
-            values.setdefault("backend_url", f"http://localhost:{values.get('port', 8000)}")
         if not production:
             values.setdefault("cors_origins", "http://localhost:3000,http://localhost:5173")
         if on_railway:
@@ -200,7 +200,9 @@ class ChassisSettings(BaseSettings):
 
     @field_validator("backend_url")
     @classmethod
-    def backend_url_is_an_origin(cls, value: str) -> str:
+    def backend_url_is_an_origin(cls, value: str, info: ValidationInfo) -> str:
+        if not value and not is_production(info):
+            return f"http://localhost:{info.data.get('port', 8000)}"
         value = value.rstrip("/")
         if value and not is_origin(value):
             raise ValueError("must be scheme and host, such as https://api.example.com")
@@ -257,6 +259,8 @@ class ChassisSettings(BaseSettings):
         """
         try:
             return cls()
+        except UnicodeDecodeError:
+            raise ConfigurationError([".env: is not UTF-8 text; save it as that"]) from None
         except ValidationError as error:
             raise ConfigurationError(
                 [describe(dict(problem)) for problem in error.errors(include_input=False)]

@@ -11,13 +11,14 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Final, TypeVar
 
 from fastapi import Header
 from fastapi.sse import ServerSentEvent, format_sse_event
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -170,8 +171,10 @@ open_streams = OpenStreams()
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    # A request whose body is refused while the stream is open is a client to be rid of.
+    with suppress(HTTPException):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 def last_event(pump: asyncio.Task[None]) -> bytes:

@@ -138,6 +138,13 @@ def test_live_needs_no_database(client: TestClient, settings: Settings) -> None:
     settings.database_path.unlink()
 
     assert client.get("/health/live").status_code == 200
+    assert client.head("/health/live").status_code == 200
+
+
+def test_monitors_may_ask_with_head(client: TestClient, settings: Settings) -> None:
+    assert client.head("/health").status_code == 200
+    settings.database_path.unlink()
+    assert client.head("/health").status_code == 503
 
 
 def test_no_descriptor_is_left_open(client: TestClient) -> None:

@@ -72,7 +72,13 @@ def test_nobody_else_is_believed(settings: Settings) -> None:
     assert answer.json() == {"client": STRANGER[0], "scheme": "http"}
 
 
-@pytest.mark.parametrize("address", ["", "not an address", "1.2.3.4\tx", "999.1.1.1"])
+def test_an_ipv4_peer_of_an_ipv6_socket_is_shown_as_ipv4(settings: Settings) -> None:
+    answer = caller(make_app(settings), ("::ffff:203.0.113.9", 1)).get("/whoami")
+
+    assert answer.json()["client"] == "203.0.113.9"
+
+
+@pytest.mark.parametrize("address", ["", "not an address", "1.2.3.4\tx", "999.1.1.1", "fe80::1%x"])
 def test_nonsense_from_the_edge_is_not_taken(settings: Settings, address: str) -> None:
     app = make_app(settings, trusted_proxies=("100.64.0.0/10",))
     headers = {"X-Real-IP": address, "X-Forwarded-Proto": "gopher"}

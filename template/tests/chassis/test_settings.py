@@ -1,6 +1,7 @@
 """What is derived, what is refused, and that the documents list every variable."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,7 @@ def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, text
         ("DATABASE_URL", "sqlite:////database/app.db"),
         ("DATABASE_URL", "sqlite:////data/app.db?mode=ro"),
         ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:////data/\udcff.db"),
         ("DATABASE_URL", "sqlite:///:memory:"),
         ("DATABASE_URL", "postgresql://user:hunter2@db/app"),
         ("BACKEND_URL", "hunter2.example.com"),
@@ -147,6 +149,7 @@ def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, text
         ("WORKERS", "hunter2"),
         ("PORT", "$PORT"),
         ("PORT", "70000"),
+        ("PORT", " 80 00"),
         ("APP_UID", "0"),
         ("MAX_BODY_BYTES", "0"),
         ("LOCK_TIMEOUT", "-1"),
@@ -162,6 +165,20 @@ def test_a_bad_value_is_named_and_never_shown(
     assert [line.partition(":")[0] for line in found] == [name]
     assert "hunter2" not in found[0]
     assert "\n" not in found[0]
+
+
+def test_a_bad_port_is_the_only_problem_on_a_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = problems(monkeypatch, PORT="hunter2")
+    assert found.startswith("PORT: ")
+
+
+def test_a_file_that_is_not_text_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_bytes("LOG_LEVEL=größer".encode("latin-1"))
+    monkeypatch.setitem(Settings.model_config, "env_file", tmp_path / ".env")
+
+    assert problems(monkeypatch) == [".env: is not UTF-8 text; save it as that"]
 
 
 def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from support import (
     COMBINATIONS,
     ROOT,
     Answers,
+    constants,
     every_combination,
     files,
     git,
@@ -250,3 +251,21 @@ def test_git_ignores_no_file_of_the_template(snapshot: Path) -> None:
         excluded = worker._path_matcher(patterns)
     names = [name for name in ignored.split("\0") if name]
     assert [name for name in names if not excluded(Path(name))] == []
+
+
+def test_every_deadline_of_a_stop_fits_into_the_one_around_it(render: Render) -> None:
+    project = render(backup="litestream")
+    inside = constants(project / "app" / "chassis" / "deadlines.py")
+    replication = load_yaml(project / "litestream.yml")["shutdown-sync-timeout"]
+    draining = load_json(project / "railway.json")["deploy"]["drainingSeconds"]
+
+    assert inside["REQUESTS"] < inside["WORKERS"]
+    assert inside["WORKERS"] + int(replication.removesuffix("s")) < draining
+
+
+def test_the_platform_asks_the_health_route(render: Render) -> None:
+    project = render()
+    asked = load_json(project / "railway.json")["deploy"]["healthcheckPath"]
+
+    health = (project / "app" / "chassis" / "health.py").read_text(encoding="utf-8")
+    assert f'APIRouter(prefix="{asked}"' in health

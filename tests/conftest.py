@@ -21,6 +21,19 @@ GIT_CONFIG = """\
 """
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured: their `record_property` calls, one a line."""
+    figures = [
+        (report.nodeid, name, value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+    ]
+    if figures:
+        terminalreporter.section("figures")
+    for nodeid, name, value in figures:
+        terminalreporter.line(f"{nodeid}: {name}: {value}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The developer's own settings of Copier and git stay out of the tests."""

@@ -14,11 +14,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app.chassis import answers, health, logs
+from app.chassis import answers, health, logs, replication
 from app.chassis.database import Database, DatabaseBusyError, is_unavailable
 from app.chassis.http import ErrorBoundary, Gate, problem
-from app.chassis.settings import ChassisSettings
+from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
+from app.chassis.verdict import HealthCheck
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Lifespan(Protocol):
 def create_application(
     settings: ChassisSettings,
     *,
-    health_checks: Mapping[str, health.HealthCheck] | None = None,
+    health_checks: Mapping[str, HealthCheck] | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """An application with logs, database, health routes and HTTP protection.
@@ -44,16 +45,18 @@ def create_application(
     """
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     database = Database(settings.database_path, settings.sqlite_synchronous)
+    monitor = replication.Monitor(settings)
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         with open_streams.stopped_by_signals():
             try:
-                if lifespan is None:
-                    yield
-                else:
-                    async with lifespan(app):
+                async with monitor.watching():
+                    if lifespan is None:
                         yield
+                    else:
+                        async with lifespan(app):
+                            yield
             finally:
                 database.dispose()
 
@@ -66,7 +69,8 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    app.include_router(health.make_router(settings, database, health_checks or {}))
+    checks = {**monitor.health_checks, **(health_checks or {})}
+    app.include_router(health.make_router(settings, checks))
     add_error_handlers(app)
     # The last one added is the first to see a request.
     app.add_middleware(ErrorBoundary)

@@ -1,16 +1,40 @@
 """A consistent copy of the database while the service goes on writing, and the way back."""
 
+import gzip
 import os
+import re
+import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from app.chassis import migrate
 from app.chassis.errors import StartupError
+from app.chassis.files import sync_directory
+from app.chassis.progress import progress
+from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
+STAMP: Final = "%Y%m%dT%H%M%SZ"
+GZIP_MAGIC: Final = b"\x1f\x8b"
 
-def backup(database: Path, target: Path) -> int:
+
+class Copy(NamedTuple):
+    """A copy in a directory, by the name that `backup` gave it."""
+
+    path: Path
+    made: datetime
+
+
+def backup(
+    database: Path,
+    target: Path | None = None,
+    *,
+    compress: bool = False,
+    keep: int | None = None,
+    reserve: int = 0,
+) -> Path:
     """Copy the database to a new file, check the copy, and only then give it its name.
 
     SQLite's backup interface copies one consistent state in one step; a copy of the file
@@ -18,38 +42,110 @@ def backup(database: Path, target: Path) -> int:
 
     Args:
         database: The database file.
-        target: The file to make; it must not exist.
+        target: The file to make, which must not exist, or a directory for a file named after
+            the time; `backups` beside the database if None.
+        compress: Whether to compress it with gzip; also done if the target ends in `.gz`.
+        keep: Delete all but so many of the newest copies that were made in the directory.
+        reserve: Bytes that have to stay free, so that the service can go on writing.
 
     Returns:
-        The size of the copy in bytes.
+        The copy.
 
     Raises:
-        StartupError: The database cannot be read, the target exists or cannot be written, or
-            the copy does not pass SQLite's integrity check.
+        StartupError: The database cannot be read, the target exists or cannot be written, the
+            room does not suffice, or the copy does not pass SQLite's integrity check.
     """
+    if not database.is_file():
+        raise StartupError(f"Backup: there is no database at {database}; start the service once.")
+    if target is None:
+        target = backups_directory(database)
+        target.mkdir(mode=0o700, exist_ok=True)
     if target.is_dir():
-        raise StartupError(f"Backup: {target} is a directory; name a file in it.")
+        suffix = ".db.gz" if compress else ".db"
+        target = target / f"{database.stem}-{datetime.now(UTC):{STAMP}}{suffix}"
+    elif keep is not None:
+        raise StartupError("Backup: --keep rotates the copies in a directory; name one.")
     if target.exists():
         raise StartupError(f"Backup: {target} exists already; name a new file.")
     if not target.parent.is_dir():
         raise StartupError(
             f"Backup: the directory {target.parent} does not exist; create it first."
         )
-    if not database.is_file():
-        raise StartupError(f"Backup: there is no database at {database}; start the service once.")
+    compress = compress or target.suffix == ".gz"
+    require_room(target.parent, total_size(database) * (2 if compress else 1) + reserve, "Backup")
     try:
         with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as directory:
-            copy = Path(directory, target.name)
+            copy = Path(directory, "copy.db")
             copy_database(database, copy)
             require_sound(copy)
+            if compress:
+                copy = compressed(copy)
             # a link instead of a rename: it fails if the target has appeared meanwhile
             os.link(copy, target)
             sync_directory(target.parent)
+        if keep is not None:
+            rotate(target.parent, database, keep)
     except FileExistsError:
         raise StartupError(f"Backup: {target} exists already; name a new file.") from None
     except (OSError, sqlite3.Error) as error:
         raise StartupError(f"Backup: {target} could not be made: {error}.") from None
-    return target.stat().st_size
+    return target
+
+
+def backups_directory(database: Path) -> Path:
+    """Where copies go that nobody has named a place for: on the volume."""
+    return database.with_name("backups")
+
+
+def copies(directory: Path, database: Path) -> list[Copy]:
+    """The copies of the database in a directory, the newest first; other files are not seen."""
+    form = re.compile(rf"{re.escape(database.stem)}-(\d{{8}}T\d{{6}}Z)\.db(\.gz)?")
+    found = [
+        Copy(path, datetime.strptime(match[1], STAMP).replace(tzinfo=UTC))
+        for path in (directory.iterdir() if directory.is_dir() else ())
+        if (match := form.fullmatch(path.name))
+    ]
+    return sorted(found, key=lambda copy: copy.made, reverse=True)
+
+
+def rotate(directory: Path, database: Path, keep: int) -> None:
+    for copy in copies(directory, database)[keep:]:
+        copy.path.unlink()
+
+
+def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -> bool:
+    """Write the newest copy among the volume's own to a new file.
+
+    Args:
+        settings: Which database.
+        target: The file to write.
+        at: The moment that the copy may not be younger than.
+
+    Returns:
+        Whether there was one.
+    """
+    database = settings.database_path
+    for copy in copies(backups_directory(database), database):
+        if at is None or copy.made <= at:
+            unpack(copy.path, target)
+            return True
+    return False
+
+
+def total_size(database: Path) -> int:
+    """Bytes of the database with its log."""
+    parts = (database, database.with_name(f"{database.name}-wal"))
+    return sum(part.stat().st_size for part in parts if part.exists())
+
+
+def require_room(directory: Path, needed: int, doing: str) -> None:
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise StartupError(
+            f"{doing}: {directory} has {free / 1e6:.0f} MB free, and {needed / 1e6:.0f} MB are "
+            "needed; make room or name another directory."
+        )
 
 
 def copy_database(database: Path, copy: Path) -> None:
@@ -58,7 +154,8 @@ def copy_database(database: Path, copy: Path) -> None:
     try:
         destination = open_database(copy, create=True)
         try:
-            source.backup(destination, pages=-1)
+            with progress("Copying", lambda: total_size(copy), total_size(database)):
+                source.backup(destination, pages=-1)
             # one file to carry away, without a log beside it
             destination.execute("PRAGMA journal_mode=DELETE")
         finally:
@@ -67,6 +164,36 @@ def copy_database(database: Path, copy: Path) -> None:
         source.close()
     with copy.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def compressed(copy: Path) -> Path:
+    """Compress the copy beside itself, and read it back once."""
+    packed = copy.with_name(f"{copy.name}.gz")
+    with (
+        copy.open("rb") as source,
+        progress("Compressing", source.tell, copy.stat().st_size),
+        gzip.open(packed, "wb", compresslevel=6) as destination,
+    ):
+        shutil.copyfileobj(source, destination)
+    with packed.open("rb") as file:
+        os.fsync(file.fileno())
+        with gzip.open(file) as content:
+            while content.read(1 << 20):
+                pass
+    copy.unlink()
+    return packed
+
+
+def unpack(copy: Path, target: Path) -> None:
+    """Write a copy to a new file, as it is or decompressed."""
+    opener = gzip.open if is_compressed(copy) else open
+    with opener(copy, "rb") as source, target.open("xb") as destination:
+        shutil.copyfileobj(source, destination)
+
+
+def is_compressed(copy: Path) -> bool:
+    with copy.open("rb") as file:
+        return file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
 def require_sound(database: Path) -> frozenset[str]:
@@ -80,8 +207,9 @@ def require_sound(database: Path) -> frozenset[str]:
     """
     connection = open_database(database)
     try:
-        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+        with progress("Checking"):
+            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
         revisions = migrate.current_revisions(connection)
     finally:
         connection.close()
@@ -95,23 +223,28 @@ def require_sound(database: Path) -> frozenset[str]:
     return revisions
 
 
-def restore(copy: Path, database: Path, *, dry_run: bool = False) -> Path | None:
+def restore(
+    copy: Path, database: Path, *, dry_run: bool = False, name: str | None = None
+) -> Path | None:
     """Put a copy in the database's place, and keep what was there beside it.
 
-    The caller holds the lock, so that no service uses the database meanwhile. An older copy is
-    migrated by the next start.
+    The copy is checked, and brought to this code's schema, before anything changes. The
+    caller holds the lock, so that no service uses the database meanwhile.
 
     Args:
-        copy: The file to restore; it is left as it is.
+        copy: The file to restore, which may be compressed; it is left as it is.
         database: The database file.
         dry_run: Only say whether it could be done.
+        name: What messages call the copy.
 
     Returns:
         Where the replaced database is kept, or None if there was none.
 
     Raises:
-        StartupError: The copy is damaged, not this service's, or newer than this code.
+        StartupError: The copy is damaged, not this service's, or newer than this code; or its
+            migration failed.
     """
+    name = name or str(copy)
     if not copy.is_file():
         raise StartupError(f"Restore: there is no file {copy}.")
     if database.exists() and copy.samefile(database):
@@ -119,24 +252,30 @@ def restore(copy: Path, database: Path, *, dry_run: bool = False) -> Path | None
     try:
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
             fresh = Path(directory, database.name)
+            if is_compressed(copy):
+                unpacked = Path(directory, "unpacked.db")
+                unpack(copy, unpacked)
+                copy = unpacked
+            require_room(database.parent, total_size(copy), "Restore")
             copy_database(copy, fresh)
-            require_known(copy, require_sound(fresh))
+            require_known(name, require_sound(fresh))
+            migrate.upgrade(fresh)
             if dry_run:
                 return None
             kept = set_aside(database) if database.exists() else None
             fresh.replace(database)
             sync_directory(database.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise StartupError(f"Restore: {copy} could not be restored: {error}.") from None
+    except (OSError, EOFError, sqlite3.Error) as error:
+        raise StartupError(f"Restore: {name} could not be restored: {error}.") from None
     return kept
 
 
-def require_known(copy: Path, revisions: frozenset[str]) -> None:
+def require_known(name: str, revisions: frozenset[str]) -> None:
     if not revisions:
-        raise StartupError(f"Restore: {copy} is not a database of this service.")
+        raise StartupError(f"Restore: {name} is not a database of this service.")
     if unknown := revisions - migrate.known_revisions().keys():
         raise StartupError(
-            f"Restore: {copy} is at revision {', '.join(sorted(unknown))}, which this code does "
+            f"Restore: {name} is at revision {', '.join(sorted(unknown))}, which this code does "
             "not know: it was made by a newer release. Deploy that one, and restore with it."
         )
 
@@ -156,11 +295,3 @@ def set_aside(database: Path) -> Path:
     for suffix in ("-wal", "-shm"):
         database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
     return kept
-
-
-def sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

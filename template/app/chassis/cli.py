@@ -4,6 +4,7 @@ import argparse
 import logging.config
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,45 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("migrate", help="bring the database to the newest revision")
     command.set_defaults(run=migrate)
 
+    command = commands.add_parser("check", help="look for what would go wrong in production")
+    command.add_argument(
+        "--variables",
+        metavar="FILE",
+        help="check these variables instead of the environment's: JSON or lines NAME=VALUE; "
+        "- is standard input",
+    )
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=check)
+
+    command = commands.add_parser("status", help="the service's health, with sizes and ages")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=status)
+
     command = commands.add_parser("backup", help="copy the database while the service runs")
-    command.add_argument("file", type=Path, metavar="FILE", help="the copy to make; a new file")
+    command.add_argument(
+        "target",
+        nargs="?",
+        type=Path,
+        metavar="FILE|DIR",
+        help="the copy to make, a new file, or a directory to make it in; by default "
+        "the directory backups beside the database",
+    )
+    command.add_argument("--gzip", action="store_true", help="compress the copy")
+    command.add_argument(
+        "--keep", type=positive, metavar="N", help="delete all but the N newest in the directory"
+    )
     command.set_defaults(run=backup)
 
     command = commands.add_parser("restore", help="put a copy in the database's place")
-    command.add_argument("file", type=Path, metavar="FILE", help="a copy made by backup")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a copy made by backup")
+    source.add_argument("--latest", action="store_true", help="the newest copy")
+    source.add_argument(
+        "--at",
+        type=moment,
+        metavar="TIME",
+        help="the state at a time, or the newest before it, such as 2026-01-31T09:30:00Z",
+    )
     command.add_argument("--dry-run", action="store_true", help="only check that it could be done")
     command.set_defaults(run=restore)
     return parser
@@ -88,26 +122,89 @@ def migrate(_: argparse.Namespace) -> int:
     return 0
 
 
+def check(options: argparse.Namespace) -> int:
+    from app.chassis.checks import run
+
+    given = None if options.variables is None else run.read_variables(options.variables)
+    findings = run.run(given)
+    print(run.as_json(findings) if options.json else run.as_text(findings))
+    return 1 if run.is_failed(findings) else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    import json
+
+    from app.chassis import status as statuses
+
+    found = statuses.report(load_settings())
+    print(json.dumps(found, indent=2) if options.json else "\n".join(statuses.lines(found)))
+    return 1 if found["status"] == "failed" else 0
+
+
 def backup(options: argparse.Namespace) -> int:
     from app.chassis import backup as backups
 
-    size = backups.backup(load_settings().database_path, options.file)
-    print(f"{options.file}: {size} bytes")
+    settings = load_settings()
+    copy = backups.backup(
+        settings.database_path,
+        options.target,
+        compress=options.gzip,
+        keep=options.keep,
+        reserve=settings.min_free_bytes,
+    )
+    print(f"{copy}: {copy.stat().st_size} bytes")
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
+    import tempfile
+
     from app.chassis import backup as backups
-    from app.chassis import storage
+    from app.chassis import logs, replication, storage
 
     settings = load_settings()
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     storage.prepare(settings)
-    with storage.locked(settings.database_path):
-        kept = backups.restore(options.file, settings.database_path, dry_run=options.dry_run)
+    database = settings.database_path
+    with (
+        storage.locked(database),
+        tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory,
+    ):
+        copy, name = options.file, str(options.file)
+        if copy is None:
+            copy = Path(directory, "copy.db")
+            name = "the newest copy" if options.at is None else f"the copy of {options.at}"
+            if not replication.fetch(settings, copy, options.at):
+                raise StartupError(f"Restore: there is no copy{limit(options.at)}.")
+        kept = backups.restore(copy, database, dry_run=options.dry_run, name=name)
     if options.dry_run:
-        print(f"{options.file} can be restored")
+        print(f"{name} can be restored")
         return 0
-    print(f"{options.file} is now the database {settings.database_path}")
+    print(f"{name} is now the database {database}")
     if kept is not None:
         print(f"The one before is kept as {kept}")
     return 0
+
+
+def limit(at: datetime | None) -> str:
+    return "" if at is None else f" of {at} or before"
+
+
+def positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
+    return number
+
+
+def moment(text: str) -> datetime:
+    """A time in the past; without its zone nobody could know which one is meant."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("is no time; write it as 2026-01-31T09:30:00Z") from None
+    if value.tzinfo is None:
+        raise argparse.ArgumentTypeError("has no zone; write it as 2026-01-31T09:30:00Z")
+    if value > datetime.now(UTC):
+        raise argparse.ArgumentTypeError("is in the future")
+    return value

@@ -10,3 +10,6 @@ REQUESTS: Final = 18
 
 WORKERS: Final = 20
 """Seconds that gunicorn gives its workers."""
+
+FLUSH: Final = 4
+"""Seconds that a bucket then has to take the last changes; without one, none are needed."""

@@ -20,3 +20,11 @@ accesslog = None
 logconfig_dict = logs.config(
     os.environ.get("LOG_LEVEL", "INFO"), os.environ.get("LOG_FORMAT", "text")
 )
+
+
+def on_exit(_: object) -> None:
+    """When the workers have ended: nothing is written any more."""
+    # imported only now: it brings the settings' libraries with it
+    from app.chassis import replication
+
+    replication.flush()

@@ -8,17 +8,18 @@ and lets go again, in about 0.1 ms.
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal, NotRequired, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Final, NotRequired, TypedDict
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from app.chassis import migrate
-from app.chassis.database import Database, identity
+from app.chassis.database import identity
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.verdict import Degraded, Details, HealthCheck, Status, Unhealthy, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +29,15 @@ CHECK_TIMEOUT: Final = 3.0
 LOCK_TIMEOUT: Final = 2.0
 """Seconds to wait for the database's write lock."""
 
-MIN_FREE_BYTES: Final = 16 * 1024 * 1024
-
-HealthCheck = Callable[[], "Awaitable[None] | None"]
-"""Raises Unhealthy when something is wrong. A plain function runs in a thread."""
-
-
-class Unhealthy(Exception):  # noqa: N818, it is the verdict
-    """The check failed; the message is shown to whoever asks, so it names no internals."""
-
 
 class CheckResult(TypedDict):
-    status: Literal["ok", "failed"]
+    status: Status
     message: NotRequired[str]
+    details: NotRequired[Details]
 
 
 class Health(TypedDict):
-    status: Literal["ok", "failed"]
+    status: Status
     version: str
     environment: str
     checks: dict[str, CheckResult]
@@ -53,8 +46,9 @@ class Health(TypedDict):
 class DatabaseHealth:
     """What /health asks about the database; made once, when the service starts."""
 
-    def __init__(self, database: Database) -> None:
-        self.path = database.path
+    def __init__(self, settings: ChassisSettings) -> None:
+        self.settings = settings
+        self.path = settings.database_path
         self.known = migrate.known_revisions()
         self.heads = migrate.head_revisions()
 
@@ -82,8 +76,11 @@ class DatabaseHealth:
             status = os.statvfs(self.path.parent)
         except OSError as error:
             raise Unhealthy("the database's directory is missing") from error
-        if status.f_bavail * status.f_frsize < MIN_FREE_BYTES:
+        free = status.f_bavail * status.f_frsize
+        if free < self.settings.min_free_bytes:
             raise Unhealthy("the volume is full")
+        if free < self.settings.low_free_bytes:
+            raise Degraded("the volume is nearly full")
 
 
 def explain(error: sqlite3.DatabaseError) -> str:
@@ -105,31 +102,45 @@ async def run_check(name: str, check: HealthCheck, limiter: anyio.CapacityLimite
     try:
         with anyio.fail_after(CHECK_TIMEOUT):
             if inspect.iscoroutinefunction(check):
-                await check()
+                details = await check()
             else:
-                await anyio.to_thread.run_sync(check, limiter=limiter, abandon_on_cancel=True)
-    except Unhealthy as verdict:
-        return {"status": "failed", "message": str(verdict)}
+                details = await anyio.to_thread.run_sync(
+                    check, limiter=limiter, abandon_on_cancel=True
+                )
+    except Verdict as verdict:
+        return failed(verdict)
     except TimeoutError:
         return {"status": "failed", "message": f"no answer within {CHECK_TIMEOUT:.0f} s"}
     except Exception:
         logger.exception("The health check %s raised", name)
         return {"status": "failed", "message": "the check itself failed"}
-    return {"status": "ok"}
+    return passed(details)
 
 
-def make_router(
-    settings: ChassisSettings, database: Database, extra: Mapping[str, HealthCheck]
-) -> APIRouter:
+def passed(details: Details | None) -> CheckResult:
+    return {"status": "ok"} if details is None else {"status": "ok", "details": details}
+
+
+def failed(verdict: Verdict) -> CheckResult:
+    result: CheckResult = {"status": verdict.status, "message": str(verdict)}
+    return result if verdict.details is None else {**result, "details": verdict.details}
+
+
+def worst(results: Iterable[CheckResult]) -> Status:
+    """The status of the whole: that of its worst part."""
+    order: tuple[Status, ...] = ("ok", "degraded", "failed")
+    return max((result["status"] for result in results), key=order.index, default="ok")
+
+
+def make_router(settings: ChassisSettings, extra: Mapping[str, HealthCheck]) -> APIRouter:
     """The two health routes.
 
     Args:
-        settings: For the version and environment shown.
-        database: What the built-in checks prove.
-        extra: The service's own checks by name; see HealthCheck.
+        settings: Which database to prove, and the version and environment shown.
+        extra: Further checks by name; see HealthCheck.
     """
     router = APIRouter(prefix="/health", tags=["health"])
-    built_in = DatabaseHealth(database)
+    built_in = DatabaseHealth(settings)
     checks: dict[str, HealthCheck] = {
         "database": built_in.database,
         "disk": built_in.disk,
@@ -142,7 +153,10 @@ def make_router(
     @router.head("", response_model=None, include_in_schema=False)
     @router.get("", response_model=None)
     async def health(response: Response) -> Health:
-        """Whether the service can do its work: 200, or 503 with what is wrong."""
+        """Whether the service can do its work: 200, or 503 with what is wrong.
+
+        200 with the status `degraded` means that it can, and that somebody should look.
+        """
         results: dict[str, CheckResult] = {}
 
         async def run(name: str) -> None:
@@ -151,10 +165,10 @@ def make_router(
         async with anyio.create_task_group() as group:
             for name in checks:
                 group.start_soon(run, name)
-        failed = any(result["status"] != "ok" for result in results.values())
-        response.status_code = 503 if failed else 200
+        status = worst(results.values())
+        response.status_code = 503 if status == "failed" else 200
         return {
-            "status": "failed" if failed else "ok",
+            "status": status,
             "version": settings.app_version,
             "environment": settings.environment,
             "checks": {name: results[name] for name in checks},

@@ -98,6 +98,8 @@ class ChassisSettings(BaseSettings):
     app_version: str = ""
     lock_timeout: float = Field(default=120, ge=0)
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    min_free_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
+    low_free_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -251,14 +253,17 @@ class ChassisSettings(BaseSettings):
         return value
 
     @classmethod
-    def load(cls) -> Self:
+    def load(cls, **sources: Any) -> Self:
         """Read the environment and .env.
+
+        Args:
+            sources: `_env_file=None` to leave .env out.
 
         Raises:
             ConfigurationError: With one line for every problem.
         """
         try:
-            return cls()
+            return cls(**sources)
         except UnicodeDecodeError:
             raise ConfigurationError([".env: is not UTF-8 text; save it as that"]) from None
         except ValidationError as error:

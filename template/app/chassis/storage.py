@@ -121,6 +121,25 @@ def ownership_advice() -> str:
     )
 
 
+def is_locked(database: Path) -> bool:
+    """Whether a service, or a command that changes the database, holds it; takes nothing."""
+    try:
+        descriptor = os.open(lock_file(database), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def lock_file(database: Path) -> Path:
+    return database.with_name(f"{database.name}.lock")
+
+
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
     """Hold the database while a command changes it; refuse at once if a service does."""
@@ -148,7 +167,7 @@ def acquire_lock(database: Path, timeout: float) -> int:
     Raises:
         StartupError: Another service still holds it after the timeout.
     """
-    path = database.with_name(f"{database.name}.lock")
+    path = lock_file(database)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

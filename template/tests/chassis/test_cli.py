@@ -24,7 +24,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"    {command} " in output
 
 
-@pytest.mark.parametrize("arguments", [["bakcup"], ["backup"], ["serve", "--relaod"]])
+@pytest.mark.parametrize("arguments", [["bakcup"], ["restore"], ["backup", "--keep", "0"], ["serve", "--relaod"]])
 def test_a_mistyped_command_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

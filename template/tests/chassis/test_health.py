@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from app.chassis import health, migrate
 from app.chassis.application import create_application
-from app.chassis.health import Unhealthy
 from app.chassis.sqlite import open_database
+from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
 
 
@@ -85,10 +85,27 @@ def test_a_locked_database_in_bounded_time(
     assert client.get("/health").status_code == 200
 
 
-def test_a_full_volume(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "MIN_FREE_BYTES", 2**62)
+def test_a_full_volume(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+    full = settings.model_copy(update={"min_free_bytes": 2**62})
 
-    assert failure(client, "disk") == "the volume is full"
+    with TestClient(create_application(full)) as client:
+        assert failure(client, "disk") == "the volume is full"
+
+
+def test_a_volume_that_fills_is_said_before_it_is_full(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+    filling = settings.model_copy(update={"low_free_bytes": 2**62})
+
+    with TestClient(create_application(filling)) as client:
+        answer = client.get("/health")
+
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "degraded"
+    assert answer.json()["checks"]["disk"] == {
+        "status": "degraded",
+        "message": "the volume is nearly full",
+    }
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -104,6 +121,12 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
     def well() -> None:
         pass
 
+    def measured() -> Details:
+        return {"queue": 3}
+
+    def late() -> None:
+        raise Degraded("the printer is slow", {"pages": 7})
+
     def ill() -> None:
         raise Unhealthy("the printer is out of paper")
 
@@ -114,8 +137,10 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
         raise RuntimeError("password=hunter2")
 
     migrate.upgrade(settings.database_path)
-    checks: dict[str, health.HealthCheck] = {
+    checks: dict[str, HealthCheck] = {
         "well": well,
+        "measured": measured,
+        "late": late,
         "ill": ill,
         "slow": slow,
         "broken": broken,
@@ -128,6 +153,12 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
         "database": {"status": "ok"},
         "disk": {"status": "ok"},
         "well": {"status": "ok"},
+        "measured": {"status": "ok", "details": {"queue": 3}},
+        "late": {
+            "status": "degraded",
+            "message": "the printer is slow",
+            "details": {"pages": 7},
+        },
         "ill": {"status": "failed", "message": "the printer is out of paper"},
         "slow": {"status": "failed", "message": "no answer within 0 s"},
         "broken": {"status": "failed", "message": "the check itself failed"},

@@ -1,25 +1,21 @@
-"""Litestream: a continuous copy of the database in a bucket.
-
-It runs as the parent of the server, so that it sends the last changes after the server has
-stopped. Configured by litestream.yml; see https://litestream.io/reference/config/.
-"""
+"""Litestream's program: how it is found, told what to do, and run around the server."""
 
 import logging
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr, ValidationInfo, field_validator
-
-from app.chassis import answers
 from app.chassis.errors import StartupError
-from app.chassis.settings import PROJECT_ROOT, ChassisSettings, is_origin, is_production
+from app.chassis.files import sync_directory
+from app.chassis.litestream.settings import LitestreamSettings
+from app.chassis.settings import PROJECT_ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -29,74 +25,23 @@ RESTORE_TIMEOUT: Final = 240.0
 """Seconds; less than the health check's 300, and 1.3 GB took 16 s. Litestream itself would
 wait for an unreachable bucket without end."""
 
-# What may stand in litestream.yml without being taken for YAML.
-PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
-
-
-class LitestreamSettings(ChassisSettings):
-    """Where the copy is kept: any S3-compatible bucket, by default one of Railway's."""
-
-    litestream_bucket: str = ""
-    litestream_endpoint: str = "https://storage.railway.app"
-    litestream_region: str = "auto"
-    litestream_access_key_id: str = ""
-    litestream_secret_access_key: SecretStr = SecretStr("")
-    litestream_path: str = ""
-    litestream_force_path_style: bool = False
-
-    @field_validator("litestream_bucket", "litestream_region", "litestream_path")
-    @classmethod
-    def fits_the_file(cls, value: str) -> str:
-        if not PLAIN_FORM.fullmatch(value):
-            raise ValueError("may have letters, digits, '.', '_', '-' and '/' only")
-        return value
-
-    @field_validator("litestream_endpoint")
-    @classmethod
-    def endpoint_is_an_origin(cls, value: str) -> str:
-        value = value.rstrip("/")
-        if not is_origin(value):
-            raise ValueError("must be scheme and host, such as https://storage.railway.app")
-        return value
-
-    @field_validator(
-        "litestream_bucket", "litestream_access_key_id", "litestream_secret_access_key"
-    )
-    @classmethod
-    def all_or_none(cls, value: str | SecretStr, info: ValidationInfo) -> str | SecretStr:
-        given = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if not given and is_production(info):
-            raise ValueError(
-                "is required in production, because backups were asked for; set it to the "
-                "bucket's (README.md, Back up)"
-            )
-        if not given and info.data.get("litestream_bucket"):
-            raise ValueError("is required with LITESTREAM_BUCKET; set it to the bucket's")
-        return value
-
-    @property
-    def replicated(self) -> bool:
-        """Whether a bucket is configured; in development there may be none."""
-        return bool(self.litestream_bucket)
-
 
 def environment(settings: LitestreamSettings, base: Mapping[str, str]) -> dict[str, str]:
     """The environment for Litestream: what litestream.yml refers to, and its two keys."""
     if not settings.replicated:
         return dict(base)
-    place = settings.railway_environment_name or settings.environment
-    default_path = f"{answers.SERVICE_SLUG}/{re.sub('[^A-Za-z0-9._-]+', '-', place)}"
     # Litestream's S3 client fails when this is set, even where no TLS is involved.
     inherited = {name: value for name, value in base.items() if name != "AWS_CA_BUNDLE"}
     return inherited | {
         "DATABASE_PATH": str(settings.database_path),
         "LOG_FORMAT": settings.log_format,
+        "LITESTREAM_SOCKET": str(settings.control_socket),
         "LITESTREAM_BUCKET": settings.litestream_bucket,
         "LITESTREAM_ENDPOINT": settings.litestream_endpoint,
         "LITESTREAM_REGION": settings.litestream_region,
         "LITESTREAM_ACCESS_KEY_ID": settings.litestream_access_key_id,
         "LITESTREAM_SECRET_ACCESS_KEY": settings.litestream_secret_access_key.get_secret_value(),
-        "LITESTREAM_PATH": settings.litestream_path or default_path,
+        "LITESTREAM_PATH": settings.replica_path,
         "LITESTREAM_FORCE_PATH_STYLE": str(settings.litestream_force_path_style).lower(),
     }
 
@@ -114,17 +59,47 @@ def restore(settings: LitestreamSettings) -> None:
     database = settings.database_path
     if database.exists() and database.stat().st_size > 0:
         return
-    database.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
+        fresh = Path(directory, database.name)
+        if not fetch(settings, fresh):
+            logger.info("No copy of %s in the bucket yet", database)
+            return
+        for suffix in ("-wal", "-shm"):
+            database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
+        fresh.replace(database)
+        sync_directory(database.parent)
+    logger.info("Restored %s from the bucket", database)
+
+
+def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None) -> bool:
+    """Write the bucket's copy to a new file.
+
+    Args:
+        settings: Which bucket, and which database.
+        target: The file to write.
+        at: The moment whose state is wanted; the newest state if None. What comes out is never
+            younger; it can be up to 30 s older, because Litestream merges its files
+            after five minutes.
+
+    Returns:
+        Whether there was a copy.
+
+    Raises:
+        StartupError: The bucket could not be asked, or its copy is damaged.
+    """
+    moment = [] if at is None else ["-timestamp", f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"]
     command = [
         binary(),
         "restore",
         "-config",
         str(CONFIG),
-        "-if-db-not-exists",
         "-if-replica-exists",
         "-integrity-check",
         "quick",
-        str(database),
+        *moment,
+        "-o",
+        str(target),
+        str(settings.database_path),
     ]
     try:
         subprocess.run(
@@ -141,13 +116,10 @@ def restore(settings: LitestreamSettings) -> None:
             else "see the log above"
         )
         raise StartupError(
-            f"Restore: the bucket's copy could not be read ({reason}). Nothing was started, "
+            f"Restore: the bucket's copy could not be read ({reason}). Nothing was changed, "
             "because an empty database would replace it. Check the LITESTREAM_ variables."
         ) from None
-    logger.info(
-        "Restored %s from the bucket" if database.exists() else "No copy of %s in the bucket yet",
-        database,
-    )
+    return target.exists()
 
 
 def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:

@@ -1,0 +1,114 @@
+"""The database: a SQLite that can be trusted, set up as it has to be, whole, and up to date."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from app.chassis import migrate, storage
+from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
+from app.chassis.database import writer_engine
+from app.chassis.settings import ChassisSettings
+from app.chassis.sqlite import open_database, sqlite3
+
+FIXED_SQLITE: Final = (3, 51, 3)
+"""The first without the WAL-reset bug (https://sqlite.org/wal.html)."""
+
+SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
+
+
+def check(settings: ChassisSettings) -> Iterator[Finding]:
+    """What is true of this machine's SQLite, and of the database if there is one yet."""
+    database = settings.database_path
+    yield version()
+    if not database.exists():
+        yield skipped("database.file", f"{database} does not exist yet; the start creates it")
+        return
+    if not database.stat().st_size:
+        yield failed(
+            "database.file",
+            f"{database} is empty, so it is no database",
+            "restore it (README.md, Restore), or delete it to start with a new one",
+        )
+        return
+    try:
+        yield pragmas(settings)
+        connection = open_database(database)
+        try:
+            yield integrity(connection)
+            yield schema(connection)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        yield failed(
+            "database.file",
+            f"{database} cannot be used: {error}",
+            "restore it from a backup (README.md, Restore)",
+        )
+    yield lock(settings)
+
+
+def version() -> Finding:
+    shown = f"SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < FIXED_SQLITE:
+        return warning(
+            "sqlite.version",
+            f"{shown} can damage a database that two processes write and checkpoint at once",
+            "deploy on x86-64, where pysqlite3 brings a newer one; keep WORKERS=1 until then",
+        )
+    return ok("sqlite.version", shown)
+
+
+def pragmas(settings: ChassisSettings) -> Finding:
+    """What the service's own connection says is in force."""
+    expected = {
+        "journal_mode": "wal",
+        "synchronous": SYNCHRONOUS[settings.sqlite_synchronous],
+        "foreign_keys": 1,
+    }
+    engine = writer_engine(settings.database_path, settings.sqlite_synchronous)
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        found = {name: cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in expected}
+    finally:
+        connection.close()
+        engine.dispose()
+    shown = ", ".join(f"{name} {value}" for name, value in found.items())
+    if found != expected:
+        return failed("sqlite.pragmas", shown, "start the service, which sets them, and look again")
+    return ok("sqlite.pragmas", shown)
+
+
+def integrity(connection: sqlite3.Connection) -> Finding:
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        return failed(
+            "database.integrity", str(verdict), "restore it from a backup (README.md, Restore)"
+        )
+    return ok("database.integrity", "SQLite finds no damage")
+
+
+def schema(connection: sqlite3.Connection) -> Finding:
+    current = migrate.current_revisions(connection)
+    heads = migrate.head_revisions()
+    shown = ", ".join(sorted(current)) or "no revision"
+    if current == heads:
+        return ok("database.schema", f"at {shown}, this code's newest")
+    if migrate.is_migrated(current, migrate.known_revisions(), heads):
+        return warning(
+            "database.schema",
+            f"at {shown}, which this code does not know: a newer release has migrated it",
+            "deploy that release again when you can",
+        )
+    return warning(
+        "database.schema",
+        f"at {shown}, and this code needs {', '.join(sorted(heads))}",
+        "the next start migrates it; `python -m app migrate` does it now",
+    )
+
+
+def lock(settings: ChassisSettings) -> Finding:
+    file = storage.lock_file(settings.database_path)
+    if not storage.is_locked(settings.database_path):
+        return ok("database.lock", "free: no service uses the database")
+    holder = file.read_text(encoding="utf-8", errors="replace")[:200].strip()
+    return ok("database.lock", f"held by the service that runs ({holder or 'unknown'})")

@@ -1,0 +1,107 @@
+"""The repository's files: what builders and the platform read."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Final
+
+from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
+from app.chassis.settings import PROJECT_ROOT
+
+RAILWAY_JSON_ENDS: Final = date(2026, 12, 1)
+"""Railway reads no railway.json from then on (docs.railway.com, config as code)."""
+
+START_COMMANDS: Final = {
+    "Procfile": re.compile(r"^web: *(.+?) *$", re.MULTILINE),
+    "railway.json": re.compile(r'"startCommand": *"(.*?)"'),
+    ".railway/railway.py": re.compile(r"^ *startCommand=[\"'](.*?)[\"']", re.MULTILINE),
+    "railpack.json": re.compile(r'"startCommand": *"(.*?)"'),
+    "nixpacks.toml": re.compile(r"^cmd *= *[\"'](.*?)[\"']", re.MULTILINE),
+    "Dockerfile": re.compile(r"^CMD +\[(.*)\]", re.MULTILINE),
+}
+
+
+def check() -> Iterator[Finding]:
+    """What can be read in the repository, whatever the variables are."""
+    yield lock_file()
+    yield start_command()
+    yield railway_json(datetime.now(UTC).date())
+    yield env_file()
+
+
+def lock_file(root: Path = PROJECT_ROOT) -> Finding:
+    """Whether a build installs what was tested."""
+    name = "deploy.uv-lock"
+    if not (root / "uv.lock").is_file():
+        return failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
+    uv = shutil.which("uv")
+    if uv is None:
+        return skipped(name, "uv.lock is there; uv is not, so it cannot be compared")
+    command = [uv, "lock", "--check", "--project", str(root)]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return skipped(name, "uv.lock is there; uv did not answer, so it was not compared")
+    if "needs to be updated" in done.stderr:
+        return failed(
+            name,
+            "uv.lock is not what pyproject.toml asks for, so the build will fail",
+            "run `uv lock` and commit it",
+        )
+    if done.returncode != 0:
+        return skipped(name, "uv.lock is there; uv could not compare it without the registry")
+    return ok(name, "uv.lock is in step with pyproject.toml")
+
+
+def start_command(root: Path = PROJECT_ROOT) -> Finding:
+    """Whether every file that names a start command names the same."""
+    found: dict[str, str] = {}
+    for name, form in START_COMMANDS.items():
+        file = root / name
+        if file.is_file() and (match := form.search(file.read_text(encoding="utf-8"))):
+            words = re.findall(r'"(.*?)"', match[1]) if name == "Dockerfile" else [match[1]]
+            found[name] = " ".join(words)
+    if not found:
+        return skipped("deploy.start-command", "no file here names one")
+    if len(set(found.values())) > 1:
+        shown = "; ".join(f"{name}: {command}" for name, command in found.items())
+        return failed("deploy.start-command", shown, "make them the same")
+    return ok("deploy.start-command", f"{next(iter(found.values()))} in {', '.join(found)}")
+
+
+def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
+    name = "deploy.railway-json"
+    if not (root / "railway.json").is_file():
+        return ok(name, "no railway.json, which Railway does not read any more")
+    if today >= RAILWAY_JSON_ENDS:
+        return warning(
+            name,
+            f"railway.json is there, and Railway reads none since {RAILWAY_JSON_ENDS}",
+            "delete it, and `railway config apply` what .railway/railway.py says",
+        )
+    return ok(name, f"railway.json is read until {RAILWAY_JSON_ENDS}, by services that had one")
+
+
+def env_file(root: Path = PROJECT_ROOT) -> Finding:
+    """Whether .env stays out of the repository."""
+    name = "deploy.env-file"
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return skipped(name, "this is no git repository")
+    listed = subprocess.run(
+        [git, "-C", str(root), "ls-files", "--error-unmatch", ".env"],
+        capture_output=True,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        timeout=60,
+    )
+    if listed.returncode == 0:
+        return failed(
+            name,
+            ".env is committed, with whatever secrets it holds",
+            "git rm --cached .env, and replace the secrets",
+        )
+    return ok(name, ".env is not committed")

@@ -1,0 +1,165 @@
+"""Runs the checks, here or against variables from elsewhere, and writes what they found."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from app.chassis import replication
+from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks.finding import Finding, skipped
+from app.chassis.errors import ConfigurationError, StartupError
+from app.settings import Settings
+
+LINE_FORM: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
+
+
+def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
+    """Run every check that applies.
+
+    Args:
+        variables: Check these instead of this process's environment and .env, as a deployment
+            would have them. What only its machine knows, such as the volume, is left out.
+    """
+    here = variables is None
+    with environment(variables):
+        try:
+            settings = Settings.load() if here else Settings.load(_env_file=None)
+        except ConfigurationError as error:
+            findings = [*map(problem, error.problems), skipped("rest", "needs valid settings")]
+            return [*findings, *deployment.check()]
+        findings = [Finding("settings", "ok", f"{len(Settings.model_fields)} settings are valid")]
+        findings += service.check(settings, os.environ)
+        if here:
+            findings += storage.check(settings)
+            findings += database.check(settings)
+            findings.append(service.memory(settings))
+        else:
+            findings.append(storage.database_path(settings))
+            findings.append(
+                skipped("volume", "only known where it is mounted: run `check` there as well")
+            )
+        findings += replication.check(settings)
+        findings += deployment.check()
+    return findings
+
+
+def problem(text: str) -> Finding:
+    """A setting's problem; its message ends in what to do."""
+    name, _, message = text.partition(": ")
+    verdict, _, advice = message.partition("; ")
+    return Finding(f"settings.{name}", "failed", verdict, advice or f"correct {name}")
+
+
+@contextmanager
+def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
+    """Only these variables, with PATH to find programs; or the environment as it is."""
+    if variables is None:
+        yield
+        return
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update({"PATH": before.get("PATH", ""), "HOME": before.get("HOME", "")})
+    os.environ.update(variables)
+    # what is about to be deployed is production, unless it says otherwise
+    if "RAILWAY_ENVIRONMENT_ID" not in variables:
+        os.environ.setdefault("ENVIRONMENT", "production")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def read_variables(source: str) -> dict[str, str]:
+    """Variables as `railway variable list --json` prints them, or as lines of an env file.
+
+    Args:
+        source: A file, or `-` for standard input.
+
+    Raises:
+        StartupError: It cannot be read, or is neither.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise StartupError(f"Check: {source} cannot be read: {reason}.") from None
+    if text.lstrip().startswith(("{", "[")):
+        return from_json(text, source)
+    return from_lines(text, source)
+
+
+def from_json(text: str, source: str) -> dict[str, str]:
+    """An object of names and values, or a list of objects with `name` and `value`."""
+    try:
+        given = json.loads(text)
+        if isinstance(given, list):
+            given = {entry["name"]: entry["value"] for entry in given}
+        if not all(isinstance(value, str | int | float) for value in given.values()):
+            raise TypeError
+    except (ValueError, TypeError, KeyError):
+        raise StartupError(
+            f"Check: {source} looks like JSON, but is no object of names and values; "
+            "pipe `railway variable list --json` into it."
+        ) from None
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+    }
+
+
+def from_lines(text: str, source: str) -> dict[str, str]:
+    """`NAME=VALUE` a line, quoted or not; comments and empty lines are left out."""
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = LINE_FORM.fullmatch(line)
+        if match is None:
+            # never the line itself: it may hold a secret
+            raise StartupError(f"Check: line {number} of {source} is not of the form NAME=VALUE.")
+        value = match[2].strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        else:
+            value = re.split(r"\s+#", value, maxsplit=1)[0]
+        found[match[1]] = value
+    if not found:
+        raise StartupError(f"Check: {source} has no variables in it.")
+    return found
+
+
+def is_failed(findings: Iterable[Finding]) -> bool:
+    return any(finding.status == "failed" for finding in findings)
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """An object with the status of the whole and every finding."""
+    return json.dumps(
+        {
+            "status": "failed" if is_failed(findings) else "ok",
+            "findings": [finding._asdict() for finding in findings],
+        },
+        indent=2,
+    )
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """A line for every finding, another one for its advice, and one that counts them."""
+    width = max(len(finding.id) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:<8} {finding.id:<{width}}  {finding.verdict}")
+        if finding.advice:
+            lines.append(f"{'':<8} {'':<{width}}  -> {finding.advice}")
+    counts = {
+        status: sum(finding.status == status for finding in findings)
+        for status in ("ok", "warning", "failed", "skipped")
+    }
+    lines.append(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return "\n".join(lines)

@@ -1,0 +1,13 @@
+"""Files that have to be there after a power cut."""
+
+import os
+from pathlib import Path
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the directory's entries on the disk: a rename is not, when it returns."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

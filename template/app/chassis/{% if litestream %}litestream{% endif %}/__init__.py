@@ -1,0 +1,5 @@
+"""Litestream: a continuous copy of the database in a bucket.
+
+It runs as the parent of the server, so that it sends the last changes after the server has
+stopped. Configured by litestream.yml; see https://litestream.io/reference/config/.
+"""

@@ -1,0 +1,88 @@
+"""Watches whether the bucket takes every change, and says so in /health and in the log."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from app.chassis.litestream.control import ControlError, confirm, confirmed_at
+from app.chassis.litestream.settings import LitestreamSettings
+from app.chassis.monitor import Monitor
+from app.chassis.verdict import Degraded, Details, HealthCheck
+
+logger = logging.getLogger(__name__)
+
+PROBE_INTERVAL: Final = 10.0
+"""Seconds between two attempts to have the bucket confirm everything."""
+
+PROBE_TIMEOUT: Final = 3
+"""Seconds; a healthy bucket confirms in a few hundredths."""
+
+REMIND_AFTER: Final = 30
+"""Failed attempts between two lines in the log: five minutes."""
+
+
+class LitestreamMonitor(Monitor):
+    """What is known of the bucket's copy."""
+
+    def __init__(self, settings: LitestreamSettings) -> None:
+        self.settings = settings
+        self.errors = 0
+
+    @property
+    def health_checks(self) -> Mapping[str, HealthCheck]:
+        return {"replication": self.replication} if self.settings.replicated else {}
+
+    def replication(self) -> Details:
+        """How long ago the bucket had everything, and how often it has failed since.
+
+        Raises:
+            Degraded: Longer ago than LITESTREAM_MAX_AGE, or never and an attempt has failed.
+        """
+        try:
+            moment = confirmed_at(self.settings.control_socket, self.settings.database_path)
+        except ControlError as error:
+            logger.warning("Replication: %s", error)
+            raise Degraded("Litestream does not answer", self.details(None)) from error
+        age = None if moment is None else max(0, (datetime.now(UTC) - moment).total_seconds())
+        details = self.details(age)
+        if age is None and self.errors:
+            raise Degraded("the bucket has not taken any change yet", details)
+        if age is not None and age > self.settings.litestream_max_age:
+            raise Degraded("the bucket does not take the newest changes", details)
+        return details
+
+    def details(self, age: float | None) -> Details:
+        return {"age_seconds": age if age is None else round(age, 1), "errors": self.errors}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        if not self.settings.replicated:
+            yield
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.watch)
+            yield
+            group.cancel_scope.cancel()
+
+    async def watch(self) -> None:
+        while True:
+            await anyio.to_thread.run_sync(self.probe, abandon_on_cancel=True)
+            await anyio.sleep(PROBE_INTERVAL)
+
+    def probe(self) -> None:
+        """Have the bucket confirm every change; count and log when it does not."""
+        try:
+            confirm(self.settings.control_socket, self.settings.database_path, PROBE_TIMEOUT)
+        except ControlError as error:
+            self.errors += 1
+            if self.errors % REMIND_AFTER == 1:
+                logger.warning("Replication: the bucket has not taken every change: %s", error)
+            return
+        if self.errors:
+            logger.info("Replication: the bucket has every change again")
+        self.errors = 0

@@ -1,0 +1,84 @@
+"""Where the copy is kept, and how late it may be."""
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from app.chassis import answers
+from app.chassis.settings import ChassisSettings, is_origin, is_production
+
+# What may stand in litestream.yml without being taken for YAML.
+PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
+
+MAX_SOCKET_PATH: Final = 100
+"""Bytes; Linux takes 107, macOS 103 (unix(7), unix(4))."""
+
+
+class LitestreamSettings(ChassisSettings):
+    """Where the copy is kept: any S3-compatible bucket, by default one of Railway's."""
+
+    litestream_bucket: str = ""
+    litestream_endpoint: str = "https://storage.railway.app"
+    litestream_region: str = "auto"
+    litestream_access_key_id: str = ""
+    litestream_secret_access_key: SecretStr = SecretStr("")
+    litestream_path: str = ""
+    litestream_force_path_style: bool = False
+    litestream_max_age: float = Field(default=60, gt=0)
+
+    @field_validator("litestream_bucket", "litestream_region", "litestream_path")
+    @classmethod
+    def fits_the_file(cls, value: str) -> str:
+        if not PLAIN_FORM.fullmatch(value):
+            raise ValueError("may have letters, digits, '.', '_', '-' and '/' only")
+        return value
+
+    @field_validator("litestream_endpoint")
+    @classmethod
+    def endpoint_is_an_origin(cls, value: str) -> str:
+        value = value.rstrip("/")
+        if not is_origin(value):
+            raise ValueError("must be scheme and host, such as https://storage.railway.app")
+        return value
+
+    @field_validator(
+        "litestream_bucket", "litestream_access_key_id", "litestream_secret_access_key"
+    )
+    @classmethod
+    def all_or_none(cls, value: str | SecretStr, info: ValidationInfo) -> str | SecretStr:
+        given = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not given and is_production(info):
+            raise ValueError(
+                "is required in production, because backups were asked for; set it to the "
+                "bucket's (README.md, Back up)"
+            )
+        if not given and info.data.get("litestream_bucket"):
+            raise ValueError("is required with LITESTREAM_BUCKET; set it to the bucket's")
+        return value
+
+    @property
+    def replicated(self) -> bool:
+        """Whether a bucket is configured; in development there may be none."""
+        return bool(self.litestream_bucket)
+
+    @property
+    def replica_path(self) -> str:
+        """The folder in the bucket; one for each environment."""
+        place = self.railway_environment_name or self.environment
+        default = f"{answers.SERVICE_SLUG}/{re.sub('[^A-Za-z0-9._-]+', '-', place)}"
+        return self.litestream_path or default
+
+    @property
+    def control_socket(self) -> Path:
+        """Where Litestream answers; beside the database, unless the path is too long for that."""
+        database = self.database_path
+        beside = database.with_name(f".{database.name}-litestream.sock")
+        if len(os.fsencode(beside)) <= MAX_SOCKET_PATH:
+            return beside
+        digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
+        return Path(tempfile.gettempdir(), f"litestream-{digest}.sock")

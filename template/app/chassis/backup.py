@@ -214,7 +214,7 @@ def require_sound(database: Path) -> frozenset[str]:
     finally:
         connection.close()
     if verdict != "ok":
-        raise StartupError(f"Backup: {database.name} is damaged: {verdict}.")
+        raise StartupError(f"Backup: {database.name} is damaged: {' '.join(verdict.split())}.")
     if orphan is not None:
         raise StartupError(
             f"Backup: {database.name} is damaged: table {orphan[0]} has a row whose "

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from app.chassis import migrate
-from app.chassis.backup import backup, restore
+from app.chassis.backup import backup, backups_directory, copies, fetch, restore
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
 from app.chassis.sqlite import open_database
@@ -199,3 +200,118 @@ def test_what_should_not_be_restored_is_refused(
 def test_the_database_is_not_its_own_copy(database: Database) -> None:
     with pytest.raises(StartupError, match="the database itself"):
         restore(database.path, database.path)
+
+
+STAMPS = ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z")
+
+
+def test_copies_in_a_directory_are_named_after_the_time_and_rotated(
+    database: Database, tmp_path: Path
+) -> None:
+    directory = backups_directory(database.path)
+    directory.mkdir()
+    for name in (*(f"app-{stamp}.db" for stamp in STAMPS), "app-20260101T120000Z.db.gz"):
+        (directory / name).touch()
+    (directory / "mine.db").touch()
+
+    made = backup(database.path, keep=3)
+
+    assert made.parent == directory
+    kept = [copy.path.name for copy in copies(directory, database.path)]
+    assert kept == [made.name, f"app-{STAMPS[2]}.db", f"app-{STAMPS[1]}.db"]
+    assert (directory / "mine.db").exists()
+    assert len(list(directory.iterdir())) == 4
+
+
+@pytest.mark.parametrize("named", ["copy.db.gz", ""])
+def test_a_compressed_copy_comes_back(database: Database, tmp_path: Path, named: str) -> None:
+    add_note(database, "kept")
+    copy = backup(database.path, tmp_path / named, compress=not named)
+    assert copy.name.endswith(".gz")
+    assert copy.read_bytes()[:2] == b"\x1f\x8b"
+    add_note(database, "taken back")
+
+    restore(copy, database.path)
+
+    assert notes(database.path) == ["kept"]
+
+
+def test_a_damaged_compressed_copy_is_refused(database: Database, tmp_path: Path) -> None:
+    copy = backup(database.path, tmp_path / "copy.db.gz")
+    copy.write_bytes(copy.read_bytes()[:-200])
+
+    with pytest.raises(StartupError, match=r"^Restore: .* could not be restored"):
+        restore(copy, database.path)
+    assert not list(tmp_path.glob("*.replaced-*"))
+
+
+def test_a_copy_leaves_the_service_its_room(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="make room or name another directory"):
+        backup(database.path, tmp_path / "copy.db", reserve=2**62)
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_one_file_is_not_rotated(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="--keep rotates the copies in a directory"):
+        backup(database.path, tmp_path / "copy.db", keep=3)
+
+
+def test_the_newest_copy_that_is_old_enough(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    directory = backups_directory(database.path)
+    directory.mkdir()
+    for stamp in STAMPS:
+        (directory / f"app-{stamp}.db").write_text(stamp, encoding="utf-8")
+
+    def fetched(at: datetime | None) -> str | None:
+        target = tmp_path / "fetched"
+        target.unlink(missing_ok=True)
+        return target.read_text(encoding="utf-8") if fetch(settings, target, at) else None
+
+    assert fetched(None) == STAMPS[2]
+    assert fetched(datetime(2026, 1, 2, 23, tzinfo=UTC)) == STAMPS[1]
+    assert fetched(datetime(2025, 12, 31, tzinfo=UTC)) is None
+
+
+ADDED = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "added"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    op.create_table("added", sa.Column("id", sa.Integer, primary_key=True))
+"""
+
+
+def test_an_older_copy_is_migrated(
+    database: Database, tmp_path: Path, add_revision: Callable[[str], str]
+) -> None:
+    add_note(database, "kept")
+    copy = backup(database.path, tmp_path / "copy.db")
+    add_revision(ADDED)
+
+    restore(copy, database.path)
+
+    connection = open_database(database.path)
+    assert migrate.current_revisions(connection) == {"added"}
+    assert connection.execute("SELECT count(*) FROM added").fetchone() == (0,)
+    connection.close()
+    assert notes(database.path) == ["kept"]
+
+
+def test_a_copy_whose_migration_fails_changes_nothing(
+    database: Database, tmp_path: Path, add_revision: Callable[[str], str]
+) -> None:
+    copy = backup(database.path, tmp_path / "copy.db")
+    add_note(database, "of today")
+    add_revision(f"{ADDED}    raise RuntimeError\n")
+
+    with pytest.raises(StartupError, match="was rolled back"):
+        restore(copy, database.path)
+
+    assert notes(database.path) == ["of today"]
+    assert not list(tmp_path.glob("*.replaced-*"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.chassis import answers
 from app.chassis.cli import main
 from app.chassis.sqlite import open_database
 from app.chassis.storage import locked
@@ -20,11 +21,23 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert ended.value.code == 0
     output = capsys.readouterr().out
-    for command in ("start", "serve", "migrate", "backup", "restore"):
+    for command in ("start", "serve", "migrate", "check", "status", "backup", "restore"):
         assert f"    {command} " in output
 
 
-@pytest.mark.parametrize("arguments", [["bakcup"], ["restore"], ["backup", "--keep", "0"], ["serve", "--relaod"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bakcup"],
+        ["serve", "--relaod"],
+        ["backup", "--keep", "0"],
+        ["restore"],
+        ["restore", "copy.db", "--latest"],
+        ["restore", "--at", "yesterday"],
+        ["restore", "--at", "2026-01-31T09:30:00"],
+        ["restore", "--at", "2999-01-31T09:30:00Z"],
+    ],
+)
 def test_a_mistyped_command_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +74,19 @@ def test_a_restore_waits_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == f"{copy} can be restored\n"
     assert main(["restore", str(copy)]) == 0
     assert "is now the database" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(answers.BACKUP == "litestream", reason="the newest copy is in the bucket")
+def test_the_newest_copy_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["migrate"])
+    assert main(["restore", "--latest"]) == 1
+    assert capsys.readouterr().err == "Restore: there is no copy.\n"
+
+    assert main(["backup", "--keep", "2"]) == 0
+    assert main(["restore", "--latest"]) == 0
+    assert "the newest copy is now the database" in capsys.readouterr().out
+    assert main(["restore", "--at", "2026-01-01T00:00:00Z"]) == 1
+    assert "no copy of 2026-01-01 00:00:00+00:00 or before" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_and_a_code(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def upgrade() -> None:
 
 UPGRADE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from app.chassis.migrate import upgrade
 upgrade(Path(sys.argv[1]))
@@ -87,23 +89,10 @@ def test_several_at_once_do_not_race(settings: Settings) -> None:
 
 
 def test_a_failed_migration_leaves_nothing_and_can_be_repeated(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, add_revision: Callable[[str], str]
 ) -> None:
     migrate.upgrade(settings.database_path)
-    (head,) = migrate.head_revisions()
-    versions = tmp_path / "migrations" / "versions"
-    versions.mkdir(parents=True)
-    for file in migrate.VERSIONS.glob("*.py"):
-        (versions / file.name).write_bytes(file.read_bytes())
-    for name in ("env.py", "script.py.mako"):
-        source = PROJECT_ROOT / "migrations" / name
-        (versions.parent / name).write_bytes(source.read_bytes())
-    (versions / "broken.py").write_text(BROKEN.format(head=head), encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(
-        f'[tool.alembic]\nscript_location = "{versions.parent}"\n', encoding="utf-8"
-    )
-    monkeypatch.setattr(migrate, "PROJECT_ROOT", tmp_path)
-    monkeypatch.setattr(migrate, "VERSIONS", versions)
+    head = add_revision(BROKEN)
 
     for _ in range(2):
         with pytest.raises(StartupError, match="was rolled back"):

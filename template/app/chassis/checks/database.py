@@ -82,7 +82,9 @@ def integrity(connection: sqlite3.Connection) -> Finding:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         return failed(
-            "database.integrity", str(verdict), "restore it from a backup (README.md, Restore)"
+            "database.integrity",
+            " ".join(verdict.split()),
+            "restore it from a backup (README.md, Restore)",
         )
     return ok("database.integrity", "SQLite finds no damage")
 

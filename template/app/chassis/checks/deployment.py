@@ -38,7 +38,8 @@ def lock_file(root: Path = PROJECT_ROOT) -> Finding:
     name = "deploy.uv-lock"
     if not (root / "uv.lock").is_file():
         return failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
-    uv = shutil.which("uv")
+    # `uv run` says where it is; it need not be on the path
+    uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
         return skipped(name, "uv.lock is there; uv is not, so it cannot be compared")
     command = [uv, "lock", "--check", "--project", str(root)]

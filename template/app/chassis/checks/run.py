@@ -15,6 +15,8 @@ from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 from app.settings import Settings
 
+KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
+
 LINE_FORM: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 
 
@@ -57,13 +59,13 @@ def problem(text: str) -> Finding:
 
 @contextmanager
 def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
-    """Only these variables, with PATH to find programs; or the environment as it is."""
+    """Only these variables and what programs need to run; or the environment as it is."""
     if variables is None:
         yield
         return
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update({"PATH": before.get("PATH", ""), "HOME": before.get("HOME", "")})
+    os.environ.update({name: before[name] for name in KEPT if name in before})
     os.environ.update(variables)
     # what is about to be deployed is production, unless it says otherwise
     if "RAILWAY_ENVIRONMENT_ID" not in variables:

@@ -1,0 +1,36 @@
+"""What several tests of the chassis need."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.chassis import migrate
+from app.chassis.settings import PROJECT_ROOT
+
+
+@pytest.fixture
+def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Put one more revision after the newest, in a copy of the project's migrations.
+
+    The source has `{head}` where its predecessor's name belongs; the return value is that name.
+    """
+
+    def add(source: str) -> str:
+        (head,) = migrate.head_revisions()
+        versions = tmp_path / "project" / "migrations" / "versions"
+        versions.mkdir(parents=True)
+        for file in migrate.VERSIONS.glob("*.py"):
+            (versions / file.name).write_bytes(file.read_bytes())
+        for name in ("env.py", "script.py.mako"):
+            original = PROJECT_ROOT / "migrations" / name
+            (versions.parent / name).write_bytes(original.read_bytes())
+        (versions / "added.py").write_text(source.format(head=head), encoding="utf-8")
+        (tmp_path / "project" / "pyproject.toml").write_text(
+            f'[tool.alembic]\nscript_location = "{versions.parent}"\n', encoding="utf-8"
+        )
+        monkeypatch.setattr(migrate, "PROJECT_ROOT", tmp_path / "project")
+        monkeypatch.setattr(migrate, "VERSIONS", versions)
+        return head
+
+    return add

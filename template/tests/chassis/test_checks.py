@@ -1,0 +1,364 @@
+"""`check`: every pitfall has an id, a verdict and advice, and no secret gets out."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from app.chassis import answers, migrate
+from app.chassis.checks import database, deployment, run, service, storage
+from app.chassis.checks.finding import Finding
+from app.chassis.cli import main
+from app.chassis.errors import StartupError
+from app.chassis.settings import PROJECT_ROOT
+from app.chassis.sqlite import open_database
+from app.chassis.storage import locked
+from app.settings import Settings
+
+SECRET = "hunter2-hunter2"
+GIT = shutil.which("git")
+RAILWAY = {
+    "RAILWAY_ENVIRONMENT_ID": "e1",
+    "RAILWAY_PUBLIC_DOMAIN": "api.up.railway.app",
+    "RAILWAY_VOLUME_MOUNT_PATH": "/data",
+    "SECRET_KEY": "b7ad4f8e0c1d4e2f9a3b5c6d7e8f9012",
+}
+
+
+def by_id(findings: Iterable[Finding]) -> dict[str, Finding]:
+    found = {finding.id: finding for finding in findings}
+    for finding in found.values():
+        assert "\n" not in finding.verdict + finding.advice
+        assert finding.verdict
+        assert bool(finding.advice) == (finding.status in {"warning", "failed"}), finding
+    return found
+
+
+def production(**changes: object) -> Settings:
+    """Settings in production; what would be refused there is set past the rules."""
+    return Settings().model_copy(update={"environment": "production", **changes})
+
+
+def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+
+    found = by_id([*storage.check(settings), *database.check(settings)])
+
+    assert {finding.status for finding in found.values()} <= {"ok", "skipped"} or (
+        found["sqlite.version"].status == "warning"
+    )
+    for name in ("database.path", "volume.writable", "volume.space", "sqlite.pragmas", "clock"):
+        assert found[name].status == "ok", found[name]
+    assert found["database.schema"].status == "ok"
+    assert found["database.lock"].verdict.startswith("free")
+    with locked(settings.database_path):
+        assert database.lock(settings).verdict.startswith("held")
+
+
+def test_every_wrong_setting_is_a_finding_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SECRET_KEY": SECRET, "PORT": SECRET, "ENVIRONMENT": "production"}.items():
+        monkeypatch.setenv(name, value)
+
+    findings = run.run()
+
+    found = by_id(findings)
+    assert found["settings.SECRET_KEY"].status == "failed"
+    assert "openssl rand -hex 32" in found["settings.SECRET_KEY"].advice
+    assert found["settings.PORT"].status == "failed"
+    assert run.is_failed(findings)
+    assert SECRET not in run.as_text(findings) + run.as_json(findings)
+
+
+def test_the_command_fails_when_a_check_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
+    (tmp_path / "app.db").write_bytes(b"no database" * 1000)
+
+    assert main(["check", "--json"]) == 1
+
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "failed"
+    failed = {entry["id"] for entry in answer["findings"] if entry["status"] == "failed"}
+    assert "database.file" in failed
+    assert (tmp_path / "app.db").read_bytes() == b"no database" * 1000
+
+
+def test_variables_from_elsewhere_are_checked_as_a_deployment_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "http://of-this-machine.example.com")
+    before = dict(os.environ)
+
+    found = by_id(run.run({**RAILWAY, "DATABASE_URL": "sqlite:///data/app.db"}))
+    assert found["settings.DATABASE_URL"].status == "failed"
+
+    changed = {"RAILWAY_DEPLOYMENT_DRAINING_SECONDS": "5"}
+    found = by_id(run.run({**RAILWAY, **bucket(), **changed}))
+    assert found["settings"].status == "ok"
+    assert found["network.cors"].verdict == "no web page of another origin may call"
+    assert found["database.path"].verdict == "/data/app.db is on the volume"
+    assert found["volume"].status == "skipped"
+    assert found["deploy.draining"].status == "warning"
+    assert dict(os.environ) == before
+
+
+def bucket() -> dict[str, str]:
+    """What production needs with Litestream; nothing listens there."""
+    if answers.BACKUP != "litestream":
+        return {}
+    return {
+        "LITESTREAM_BUCKET": "copies",
+        "LITESTREAM_ENDPOINT": "http://127.0.0.1:1",
+        "LITESTREAM_ACCESS_KEY_ID": "key",
+        "LITESTREAM_SECRET_ACCESS_KEY": SECRET,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(RAILWAY),
+        json.dumps([{"name": name, "value": value} for name, value in RAILWAY.items()]),
+        "# a comment\n\n"
+        + "\n".join(f'export {name}="{value}"' for name, value in RAILWAY.items()),
+        "\n".join(f"{name} = {value} # why" for name, value in RAILWAY.items()),
+    ],
+    ids=["object", "list", "quoted", "plain"],
+)
+def test_variables_come_in_several_forms(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "variables"
+    file.write_text(text, encoding="utf-8")
+
+    assert run.read_variables(str(file)) == RAILWAY
+
+
+@pytest.mark.parametrize("text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n{SECRET}", ""])
+def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "variables"
+    file.write_text(text, encoding="utf-8")
+
+    with pytest.raises(StartupError, match=r"^Check: ") as caught:
+        run.read_variables(str(file))
+
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(StartupError, match=r"cannot be read"):
+        run.read_variables(str(tmp_path / "missing"))
+
+
+MOUNTS = """\
+22 1 0:21 / / rw,relatime - overlay overlay rw
+23 22 8:1 / /data rw,relatime shared:1 - ext4 /dev/sda1 rw
+24 23 0:40 / /data/inside rw - tmpfs tmpfs rw
+25 22 0:41 / /bound\\040here rw master:2 - nfs4 server:/x rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "point"),
+    [
+        ("/data", "ext4", "/data"),
+        ("/data/below", "ext4", "/data"),
+        ("/data/inside/x", "tmpfs", "/data/inside"),
+        ("/database", "overlay", "/"),
+        ("/bound here/x", "nfs4", "/bound here"),
+    ],
+)
+def test_the_mount_of_a_path(tmp_path: Path, path: str, kind: str, point: str) -> None:
+    file = tmp_path / "mountinfo"
+    file.write_text(MOUNTS, encoding="utf-8")
+
+    assert storage.mount_of(Path(path), storage.mounts(file)) == (point, kind)
+
+
+def test_the_file_system_must_keep_what_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "mountinfo"
+    file.write_text(MOUNTS, encoding="utf-8")
+    known = storage.mounts(file)
+    monkeypatch.setattr(storage, "mounts", lambda: known)
+
+    def at(path: str, volume: str) -> str:
+        changed = production(database_url=f"sqlite:///{path}/app.db", volume_path=volume)
+        return by_id([storage.file_system(changed)])["volume.file-system"].status
+
+    assert at("/data", "/data") == "ok"
+    assert at("/srv", "/srv") == "failed"
+    assert at("/data/inside", "/data") == "failed"
+    assert at("/bound here", "/bound here") == "warning"
+
+
+def test_a_volume_that_is_not_mounted_or_left_aside(tmp_path: Path) -> None:
+    beside = production(volume_path=str(tmp_path), database_url="sqlite:////srv/app.db")
+
+    assert by_id([storage.mounted(beside)])["volume.mounted"].status == "failed"
+    assert by_id([storage.database_path(beside)])["database.path"].status == "warning"
+    assert by_id([storage.mounted(production(volume_path="/proc"))])["volume.mounted"].status == (
+        "ok" if storage.mounts() else "skipped"
+    )
+
+
+def test_little_room_is_a_warning_and_none_a_failure(settings: Settings) -> None:
+    for name, status in (("min_free_bytes", "failed"), ("low_free_bytes", "warning")):
+        changed = settings.model_copy(update={name: 2**62})
+        assert by_id([storage.space(changed)])["volume.space"].status == status
+
+
+def test_a_file_of_the_future_is_a_clock_that_went_back(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    late.touch()
+    os.utime(late, (2**32, 2**32))
+
+    assert by_id([storage.clock(tmp_path)])["clock"].status == "warning"
+
+
+def statement(sql: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        connection = open_database(path)
+        connection.execute(sql)
+        connection.close()
+
+    return change
+
+
+def damage(path: Path) -> None:
+    connection = open_database(path)
+    connection.executescript(
+        "CREATE TABLE filler (text TEXT);"
+        "INSERT INTO filler SELECT hex(randomblob(500)) FROM"
+        " (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)"
+        " SELECT i FROM n); PRAGMA wal_checkpoint(TRUNCATE)"
+    )
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek(-4096 * 3, os.SEEK_END)
+        file.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "status"),
+    [
+        (lambda path: os.truncate(path, 0), "database.file", "failed"),
+        (statement("PRAGMA journal_mode=DELETE"), "sqlite.pragmas", "failed"),
+        (statement("DELETE FROM alembic_version"), "database.schema", "warning"),
+        (
+            statement("UPDATE alembic_version SET version_num = 'newer'"),
+            "database.schema",
+            "warning",
+        ),
+        (damage, "database.integrity", "failed"),
+    ],
+    ids=["empty", "pragmas", "behind", "ahead", "damaged"],
+)
+def test_a_database_that_is_not_right(
+    settings: Settings, spoil: Callable[[Path], None], name: str, status: str
+) -> None:
+    migrate.upgrade(settings.database_path)
+    spoil(settings.database_path)
+
+    assert by_id(database.check(settings))[name].status == status
+
+
+def test_an_old_sqlite_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "FIXED_SQLITE", (99, 0, 0))
+
+    assert by_id([database.version()])["sqlite.version"].status == "warning"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"backend_url": ""}, "network.backend-url"),
+        ({"backend_url": "http://api.example.com"}, "network.backend-url"),
+        ({"allowed_hosts": ("*",)}, "network.hosts"),
+        ({"cors_origins": ("http://app.example.com",)}, "network.cors"),
+        ({"trusted_proxies": ("0.0.0.0/0",)}, "network.proxy"),
+        ({"trusted_proxies": (), "railway_environment_id": "e1"}, "network.proxy"),
+        ({"docs_enabled": True}, "network.docs"),
+    ],
+)
+def test_settings_that_are_allowed_and_probably_not_meant(
+    changes: Mapping[str, object], name: str
+) -> None:
+    meant = {
+        "backend_url": "https://api.example.com",
+        "allowed_hosts": ("api.example.com",),
+        "cors_origins": ("https://app.example.com",),
+        "trusted_proxies": ("10.0.0.1/32",),
+        "docs_enabled": False,
+    }
+    assert by_id(service.check(production(**meant), {}))[name].status == "ok"
+    assert by_id(service.check(production(**{**meant, **changes}), {}))[name].status == "warning"
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit", "status"),
+    [(1, "512000000", "ok"), (4, "200000000", "failed"), (4, "300000000", "warning")],
+)
+def test_workers_have_to_fit_into_the_memory(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    limit: str,
+    status: str,
+) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text(f"{limit}\n", encoding="ascii")
+    monkeypatch.setattr(service, "MEMORY_LIMITS", (file,))
+    changed = settings.model_copy(update={"workers": workers})
+
+    assert by_id([service.memory(changed)])["workers.memory"].status == status
+    file.write_text("max\n", encoding="ascii")
+    assert service.memory(changed).status == "skipped"
+
+
+def test_every_start_command_is_the_same(tmp_path: Path) -> None:
+    assert by_id([deployment.start_command()])["deploy.start-command"].status == "ok"
+
+    (tmp_path / "Procfile").write_text("web: python -m app\n", encoding="utf-8")
+    (tmp_path / "Dockerfile").write_text('CMD ["python", "-m", "app"]\n', encoding="utf-8")
+    assert deployment.start_command(tmp_path).status == "ok"
+    (tmp_path / "railway.json").write_text('{"startCommand": "uvicorn app"}', encoding="utf-8")
+    assert by_id([deployment.start_command(tmp_path)])["deploy.start-command"].status == "failed"
+
+
+def test_railway_json_is_a_warning_from_december(tmp_path: Path) -> None:
+    assert deployment.railway_json(date(2026, 12, 1), tmp_path).status == "ok"
+    (tmp_path / "railway.json").touch()
+    assert deployment.railway_json(date(2026, 11, 30), tmp_path).status == "ok"
+    late = by_id([deployment.railway_json(date(2026, 12, 1), tmp_path)])
+    assert late["deploy.railway-json"].status == "warning"
+
+
+def test_the_lock_has_to_be_there_and_in_step(tmp_path: Path) -> None:
+    assert by_id([deployment.lock_file(tmp_path)])["deploy.uv-lock"].status == "failed"
+
+    if deployment.lock_file().status == "skipped":
+        pytest.skip("there is no uv here to compare with, or no registry")
+    for name in ("pyproject.toml", "uv.lock"):
+        (tmp_path / name).write_bytes((PROJECT_ROOT / name).read_bytes())
+    assert deployment.lock_file(tmp_path).status == "ok"
+    project = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        project.replace('"sqlalchemy>=2.1,', '"sqlalchemy>=2.0,'), encoding="utf-8"
+    )
+    assert by_id([deployment.lock_file(tmp_path)])["deploy.uv-lock"].status == "failed"
+
+
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
+    assert GIT is not None
+    assert deployment.env_file(tmp_path).status == "skipped"
+    subprocess.run([GIT, "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / ".env").touch()
+    assert deployment.env_file(tmp_path).status == "ok"
+    subprocess.run([GIT, "-C", str(tmp_path), "add", "--force", ".env"], check=True)
+    assert by_id([deployment.env_file(tmp_path)])["deploy.env-file"].status == "failed"

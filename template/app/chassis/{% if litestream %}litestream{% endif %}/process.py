@@ -21,10 +21,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG: Final = PROJECT_ROOT / "litestream.yml"
 
-RESTORE_TIMEOUT: Final = 240.0
-"""Seconds; less than the health check's 300, and 1.3 GB took 16 s. Litestream itself would
-wait for an unreachable bucket without end."""
-
 
 def environment(settings: LitestreamSettings, base: Mapping[str, str]) -> dict[str, str]:
     """The environment for Litestream: what litestream.yml refers to, and its two keys."""
@@ -87,6 +83,7 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
     Raises:
         StartupError: The bucket could not be asked, or its copy is damaged.
     """
+    timeout = settings.litestream_restore_timeout
     moment = [] if at is None else ["-timestamp", f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"]
     command = [
         binary(),
@@ -105,13 +102,13 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
         subprocess.run(
             command,
             check=True,
-            timeout=RESTORE_TIMEOUT,
+            timeout=timeout,
             env=environment(settings, os.environ),
             stderr=subprocess.STDOUT,
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = (
-            f"no answer within {RESTORE_TIMEOUT:.0f} s"
+            f"not done within LITESTREAM_RESTORE_TIMEOUT, {timeout:.0f} s"
             if isinstance(error, subprocess.TimeoutExpired)
             else "see the log above"
         )

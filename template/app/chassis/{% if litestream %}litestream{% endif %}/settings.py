@@ -30,6 +30,9 @@ class LitestreamSettings(ChassisSettings):
     litestream_path: str = ""
     litestream_force_path_style: bool = False
     litestream_max_age: float = Field(default=60, gt=0)
+    # less than the health check's 300 s; 1.3 GB took 16 s, and Litestream itself would wait
+    # for an unreachable bucket without end
+    litestream_restore_timeout: float = Field(default=240, gt=0)
 
     @field_validator("litestream_bucket", "litestream_region", "litestream_path")
     @classmethod

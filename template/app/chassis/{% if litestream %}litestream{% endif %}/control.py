@@ -21,6 +21,10 @@ class ControlError(Exception):
     """Litestream does not answer, or says why it could not do what was asked."""
 
 
+class BucketWaitError(ControlError):
+    """Litestream runs, and is too busy with a bucket that does not answer to say anything."""
+
+
 class Connection(HTTPConnection):
     """A connection to a Unix socket."""
 
@@ -73,6 +77,8 @@ def ask(
         connection.request(method, path, body=None if body is None else json.dumps(body))
         response = connection.getresponse()
         answer: dict[str, Any] = json.loads(response.read())
+    except TimeoutError as error:
+        raise BucketWaitError("Litestream is waiting for the bucket") from error
     except (OSError, HTTPException, ValueError) as error:
         raise ControlError(f"Litestream does not answer ({type(error).__name__})") from error
     finally:

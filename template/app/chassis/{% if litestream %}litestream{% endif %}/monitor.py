@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from app.chassis.litestream.control import ControlError, confirm, confirmed_at
+from app.chassis.litestream.control import BucketWaitError, ControlError, confirm, confirmed_at
 from app.chassis.litestream.settings import LitestreamSettings
 from app.chassis.monitor import Monitor
 from app.chassis.verdict import Degraded, Details, HealthCheck
@@ -45,6 +45,8 @@ class LitestreamMonitor(Monitor):
         """
         try:
             moment = confirmed_at(self.settings.control_socket, self.settings.database_path)
+        except BucketWaitError as error:
+            raise Degraded(str(error), self.details(None)) from error
         except ControlError as error:
             logger.warning("Replication: %s", error)
             raise Degraded("Litestream does not answer", self.details(None)) from error

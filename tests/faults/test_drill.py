@@ -1,0 +1,54 @@
+"""The restore that every rendered README asks its reader to practise, as it stands there."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import tool
+
+pytestmark = pytest.mark.long
+
+LIMIT = 300.0
+"""Seconds; the README says five minutes."""
+
+
+def drill(project: Path) -> str:
+    """The commands under "Practise it"."""
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"### Practise it\n.*?```sh\n(.*?)```", readme, re.DOTALL)
+    return commands
+
+
+@pytest.mark.parametrize("backup", ["railway", "litestream"])
+def test_the_readmes_drill_brings_the_note_back(
+    installed: Callable[..., Path],
+    record_property: Callable[[str, object], None],
+    backup: str,
+) -> None:
+    project = installed(backup=backup)
+    assert not Path("/tmp/drill").exists(), "an earlier drill was left in the middle"
+    environment = {**os.environ, "PATH": f"{Path(tool('uv')).parent}:{os.environ['PATH']}"}
+    environment.pop("VIRTUAL_ENV", None)
+    started = time.monotonic()
+
+    done = subprocess.run(
+        ["bash", "-c", drill(project)],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=LIMIT,
+    )
+
+    record_property("seconds", f"{time.monotonic() - started:.0f}")
+    print(done.stdout)
+    (notes,) = re.findall(r"^\[\{.*\}\]", done.stdout, re.MULTILINE)
+    assert '"text":"worth keeping"' in notes
+    assert done.returncode == 0
+    assert not Path("/tmp/drill").exists()

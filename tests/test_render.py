@@ -41,11 +41,15 @@ CONDITIONAL: dict[str, tuple[str, str]] = {
     ".dockerignore": ("builder", "dockerfile"),
     ".github/workflows/ci.yml": ("ci", "github"),
     "Dockerfile": ("builder", "dockerfile"),
-    "app/chassis/litestream.py": ("backup", "litestream"),
+    **{
+        f"app/chassis/litestream/{name}.py": ("backup", "litestream")
+        for name in ("__init__", "checks", "control", "flush", "monitor", "process", "settings")
+    },
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),
     "railpack.json": ("builder", "railpack"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
+    "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
 }
 
 # Each would override what the template sets: a version, the lock, or the kind of project.
@@ -260,7 +264,7 @@ def test_every_deadline_of_a_stop_fits_into_the_one_around_it(render: Render) ->
     draining = load_json(project / "railway.json")["deploy"]["drainingSeconds"]
 
     assert inside["REQUESTS"] < inside["WORKERS"]
-    assert inside["WORKERS"] + int(replication.removesuffix("s")) < draining
+    assert inside["WORKERS"] + inside["FLUSH"] + int(replication.removesuffix("s")) < draining
 
 
 def test_the_platform_asks_the_health_route(render: Render) -> None:

@@ -99,7 +99,7 @@ def backups_directory(database: Path) -> Path:
 
 def copies(directory: Path, database: Path) -> list[Copy]:
     """The copies of the database in a directory, the newest first; other files are not seen."""
-    form = re.compile(rf"{re.escape(database.stem)}-(\d{{8}}T\d{{6}}Z)\.db(\.gz)?")
+    form = re.compile(re.escape(database.stem) + r"-(\d{8}T\d{6}Z)\.db(\.gz)?")
     found = [
         Copy(path, datetime.strptime(match[1], STAMP).replace(tzinfo=UTC))
         for path in (directory.iterdir() if directory.is_dir() else ())

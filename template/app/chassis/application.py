@@ -70,7 +70,7 @@ def create_application(
     app.state.settings = settings
     app.state.database = database
     checks = {**monitor.health_checks, **(health_checks or {})}
-    app.include_router(health.make_router(settings, checks))
+    app.include_router(health.make_router(settings, database.file, checks))
     add_error_handlers(app)
     # The last one added is the first to see a request.
     app.add_middleware(ErrorBoundary)

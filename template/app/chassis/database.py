@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,59 @@ JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 
 class DatabaseBusyError(Exception):
     """The write lock was not free within BUSY_TIMEOUT."""
+
+
+class DatabaseFile:
+    """The file that this process has started with, and whether it is still in its place.
+
+    An open connection outlives its file: what it writes after a delete is lost. A new one harms
+    what it finds: SQLite deletes the write-ahead log of an empty file, and replays it into
+    whatever else has taken the database's name. So both are preceded by a look at the file.
+
+    Args:
+        path: The database file. If it is missing, the first one to appear counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Open until the connections are closed: to close it gives up their locks (fcntl(2)).
+        self._descriptor: int | None = None
+        self.fault()
+
+    def fault(self) -> str | None:
+        """What is wrong with the file, in words that may be shown to whoever asks."""
+        try:
+            found = os.stat(self.path)
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            if not os.path.samestat(found, os.fstat(self._descriptor)):
+                return "the database file was replaced"
+            if found.st_size == 0:
+                return "the database file is empty"
+            if os.pread(self._descriptor, len(MAGIC), 0) != MAGIC:
+                return "the file is not a database"
+        except FileNotFoundError:
+            return "the database file is missing"
+        except OSError:
+            return "the database file cannot be read"
+        return None
+
+    def require(self) -> None:
+        """Refuse to go on without the file.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: It is not what it was.
+        """
+        if fault := self.fault():
+            error = sqlite3.OperationalError(fault)
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise exc.OperationalError(None, None, error)
+
+    def close(self) -> None:
+        """After the connections."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 UNAVAILABLE: Final = frozenset(
@@ -71,8 +124,9 @@ class Database:
 
     def __init__(self, path: Path, synchronous: str = "FULL") -> None:
         self.path = path
-        self.reader_engine = reader_engine(path)
-        self.writer_engine = writer_engine(path, synchronous)
+        self.file = DatabaseFile(path)
+        self.reader_engine = reader_engine(self.file)
+        self.writer_engine = writer_engine(self.file, synchronous)
         self.read = sessionmaker(self.reader_engine, expire_on_commit=False)
         self._write = sessionmaker(self.writer_engine, expire_on_commit=False)
         self._readers = anyio.Semaphore(READERS, fast_acquire=True)
@@ -87,6 +141,7 @@ class Database:
         """
         with self._write.begin() as session:
             yield session
+        self.file.require()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Session]:
@@ -108,80 +163,86 @@ class Database:
         Raises:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
         """
-        async with turn(self._writers):
-            with self._write() as session:
+        async with turn(self._writers) as left:
+            # one wait for both: a writer before this one may have spent it on the lock
+            engine = self.writer_engine.execution_options(busy_timeout=left)
+            with self._write(bind=engine) as session:
                 yield session
                 await anyio.to_thread.run_sync(session.commit, limiter=self._commits)
+        self.file.require()
 
     def dispose(self) -> None:
         """Close the pooled connections."""
         self.reader_engine.dispose()
         self.writer_engine.dispose()
+        self.file.close()
 
 
 @asynccontextmanager
-async def turn(semaphore: anyio.Semaphore) -> AsyncIterator[None]:
-    """Wait for a session in the event loop.
+async def turn(semaphore: anyio.Semaphore) -> AsyncIterator[float]:
+    """Wait for a session in the event loop, and tell how much of BUSY_TIMEOUT is left.
 
     In threads, those who wait for a connection would keep the threads from those who have
     one and need a thread to finish.
     """
     try:
-        with anyio.fail_after(BUSY_TIMEOUT):
+        with anyio.fail_after(BUSY_TIMEOUT) as waiting:
             await semaphore.acquire()
     except TimeoutError:
         raise DatabaseBusyError from None
     try:
-        yield
+        yield max(0.0, waiting.deadline - anyio.current_time())
     finally:
         semaphore.release()
 
 
-def reader_engine(path: Path) -> Engine:
+def reader_engine(file: DatabaseFile) -> Engine:
     """Connections that see one consistent state each, and refuse to write."""
     pragmas = {"foreign_keys": "ON", "query_only": "ON"}
     return make_engine(
-        path, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
+        file, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
     )
 
 
-def writer_engine(path: Path, synchronous: str = "FULL") -> Engine:
+def writer_engine(file: DatabaseFile, synchronous: str = "FULL") -> Engine:
     """The one connection that writes."""
     pragmas = {
         "foreign_keys": "ON",
         "synchronous": synchronous,
         "journal_size_limit": str(JOURNAL_SIZE_LIMIT),
     }
-    return make_engine(path, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
+    return make_engine(file, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
 
 
-def migration_engine(path: Path) -> Engine:
-    """A connection that may change the schema, and create the file."""
+def migration_engine(file: DatabaseFile) -> Engine:
+    """A connection that may change the schema."""
     pragmas = {"foreign_keys": "OFF"}
-    return make_engine(
-        path, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL, create=True
-    )
+    return make_engine(file, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
 
 
 def make_engine(
-    path: Path,
+    file: DatabaseFile,
     begin: str,
     pragmas: Mapping[str, str],
     *,
     size: int,
     busy_timeout: float,
     overflow: int = 0,
-    create: bool = False,
 ) -> Engine:
     """An engine whose transactions start with the given statement.
 
     The driver's own transactions begin only at the first write: two read-modify-writes
     can then both read before either writes, and one update is lost.
     """
+
+    def connect() -> sqlite3.Connection:
+        file.require()
+        return open_database(file.path, busy_timeout=busy_timeout)
+
     engine = create_engine(
         "sqlite://",
         module=sqlite3,
-        creator=lambda: open_database(path, create=create, busy_timeout=busy_timeout),
+        creator=connect,
         poolclass=QueuePool,
         pool_size=size,
         max_overflow=overflow,
@@ -189,23 +250,16 @@ def make_engine(
     )
 
     @event.listens_for(engine, "connect")
-    def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        file.require()  # SQLite has opened what is there now, and has not yet read it
         cursor = connection.cursor()
         for name, value in pragmas.items():
             cursor.execute(f"PRAGMA {name}={value}")
         cursor.close()
-        entry.info["file"] = identity(path)
-
-    @event.listens_for(engine, "checkout")
-    def refuse_replaced_file(
-        connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: object
-    ) -> None:
-        # An open connection outlives its file: what it writes after a delete is lost.
-        if identity(path) != entry.info["file"]:
-            raise exc.DisconnectionError("the database file was replaced")
 
     @event.listens_for(engine, "begin")
     def send_begin(connection: Connection) -> None:
+        file.require()
         begin_when_free(connection, begin)
 
     return engine
@@ -222,7 +276,8 @@ def begin_when_free(connection: Connection, statement: str) -> None:
         sqlalchemy.exc.OperationalError: The database cannot be used at all.
     """
     cursor = connection.connection.cursor()
-    deadline = time.monotonic() + BUSY_TIMEOUT
+    timeout = connection.get_execution_options().get("busy_timeout", BUSY_TIMEOUT)
+    deadline = time.monotonic() + timeout
     while True:
         try:
             cursor.execute(statement)
@@ -236,15 +291,6 @@ def begin_when_free(connection: Connection, statement: str) -> None:
             raise exc.DatabaseError(statement, None, error) from error
         time.sleep(0.001)
     cursor.close()
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file, or None without one."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def is_unavailable(error: exc.DBAPIError) -> bool:

@@ -16,7 +16,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from app.chassis import migrate
-from app.chassis.database import identity
+from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 from app.chassis.verdict import Degraded, Details, HealthCheck, Status, Unhealthy, Verdict
@@ -46,16 +46,17 @@ class Health(TypedDict):
 class DatabaseHealth:
     """What /health asks about the database; made once, when the service starts."""
 
-    def __init__(self, settings: ChassisSettings) -> None:
+    def __init__(self, settings: ChassisSettings, file: DatabaseFile) -> None:
         self.settings = settings
         self.path = settings.database_path
+        self.file = file
         self.known = migrate.known_revisions()
         self.heads = migrate.head_revisions()
 
     def database(self) -> None:
         """The file is there, is a database, can be written, and has this code's schema."""
-        if identity(self.path) is None:
-            raise Unhealthy("the database file is missing")
+        if fault := self.file.fault():
+            raise Unhealthy(fault)
         try:
             connection = open_database(self.path, busy_timeout=LOCK_TIMEOUT)
             try:
@@ -132,15 +133,18 @@ def worst(results: Iterable[CheckResult]) -> Status:
     return max((result["status"] for result in results), key=order.index, default="ok")
 
 
-def make_router(settings: ChassisSettings, extra: Mapping[str, HealthCheck]) -> APIRouter:
+def make_router(
+    settings: ChassisSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
+) -> APIRouter:
     """The two health routes.
 
     Args:
-        settings: Which database to prove, and the version and environment shown.
+        settings: The limits, and the version and environment shown.
+        file: The database file that the service has started with.
         extra: Further checks by name; see HealthCheck.
     """
     router = APIRouter(prefix="/health", tags=["health"])
-    built_in = DatabaseHealth(settings)
+    built_in = DatabaseHealth(settings, file)
     checks: dict[str, HealthCheck] = {
         "database": built_in.database,
         "disk": built_in.disk,

@@ -6,13 +6,16 @@ plain SQLite and Alembic is loaded only when there is something to do.
 
 import ast
 import logging
+import os
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -79,6 +82,42 @@ def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[
     return current == heads or bool(current - set(known))
 
 
+def require_database(database: Path) -> None:
+    """Refuse a file that is no database, and make one where there is no file.
+
+    SQLite takes an empty file for a new database and deletes the write-ahead log beside it. The
+    service never leaves one: a new database gets its name when it is one.
+
+    Raises:
+        StartupError: The file is empty or something else.
+    """
+    try:
+        with database.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except FileNotFoundError:
+        logger.warning("There is no database at %s: making a new, empty one", database)
+        create_database(database)
+        return
+    if start != MAGIC:
+        kind = "not a database" if start else "empty"
+        raise StartupError(
+            f"Database: {database} cannot be used: the file is {kind}. Restore it from a backup "
+            "(README.md, Restore), or move it away to start with an empty one."
+        )
+
+
+def create_database(database: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=database.parent) as directory:
+        fresh = Path(directory, database.name)
+        connection = open_database(fresh, create=True)
+        # what makes SQLite write the file, and wait until it is on the disk
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        # a link instead of a rename: it replaces nothing that has appeared meanwhile
+        with suppress(FileExistsError):
+            os.link(fresh, database)
+
+
 def upgrade(database: Path) -> None:
     """Bring the database to this code's newest revision, creating it if it is missing.
 
@@ -87,8 +126,9 @@ def upgrade(database: Path) -> None:
     Raises:
         StartupError: The file is not a database, or a migration failed.
     """
+    require_database(database)
     try:
-        connection = open_database(database, create=True)
+        connection = open_database(database)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             current = current_revisions(connection)
@@ -140,10 +180,12 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     from alembic import context
     from sqlalchemy import text
 
-    from app.chassis.database import migration_engine
+    from app.chassis.database import DatabaseFile, migration_engine
 
     database = context.config.attributes.get("database") or settings.load().database_path
-    engine = migration_engine(database)
+    require_database(database)
+    file = DatabaseFile(database)
+    engine = migration_engine(file)
     try:
         with engine.begin() as connection:
             context.configure(
@@ -157,3 +199,4 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 raise RuntimeError(f"table {broken[0]} has a row whose {broken[2]} is missing")
     finally:
         engine.dispose()
+        file.close()

@@ -3,7 +3,7 @@
 import contextlib
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 if not TYPE_CHECKING:
@@ -13,7 +13,10 @@ if not TYPE_CHECKING:
     with contextlib.suppress(ImportError):
         from pysqlite3 import dbapi2 as sqlite3
 
-__all__ = ["open_database", "sqlite3"]
+__all__ = ["MAGIC", "open_database", "sqlite3"]
+
+MAGIC: Final = b"SQLite format 3\0"
+"""How every database file begins (https://sqlite.org/fileformat.html)."""
 
 
 def open_database(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from app.chassis import backup, migrate, replication, storage
+from app.chassis.database import DatabaseFile
 from app.chassis.health import CheckResult, DatabaseHealth, failed, passed, worst
 from app.chassis.replication import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
@@ -33,7 +34,7 @@ class Report(TypedDict):
 def report(settings: ChassisSettings) -> Report:
     """Everything /health knows, and the sizes and ages behind it; changes nothing."""
     database = settings.database_path
-    built_in = DatabaseHealth(settings)
+    built_in = DatabaseHealth(settings, DatabaseFile(database))
     monitor = replication.Monitor(settings)
     checks: dict[str, HealthCheck] = {
         "database": built_in.database,

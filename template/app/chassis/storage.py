@@ -25,7 +25,8 @@ def prepare(settings: ChassisSettings) -> None:
     """Make the database's directory usable, giving up root where APP_UID says so.
 
     Raises:
-        StartupError: The volume is not mounted, or the directory cannot be written.
+        StartupError: The volume is not mounted, the directory cannot be written, or half of
+            a database is in it.
     """
     directory = settings.database_path.parent
     if settings.production and settings.volume is not None:
@@ -36,6 +37,26 @@ def prepare(settings: ChassisSettings) -> None:
         drop_to(settings.app_uid)
     make_directory(directory)
     require_writable(directory)
+    require_whole(settings.database_path)
+
+
+def require_whole(database: Path) -> None:
+    """Refuse a write-ahead log without its database.
+
+    It holds the last commits, and SQLite would delete it beside a new database, or replay it
+    into a restored one. The service never leaves one: the log goes first.
+    """
+    log = database.with_name(f"{database.name}-wal")
+    if size(log) and not size(database):
+        raise StartupError(
+            f"Storage: {database} is {'empty' if database.exists() else 'missing'}, and "
+            f"{log.name} beside it holds its last changes. Put the database back, or move the "
+            "log away to start without them."
+        )
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def require_mount(volume: Path, mounts: Path = MOUNTS) -> None:

@@ -122,6 +122,7 @@ def test_a_restore_brings_the_copy_back_and_keeps_the_other(
     assert kept is not None
     assert notes(kept) == ["in the copy", "written later, and only in the log"]
     assert notes(copy) == ["in the copy"]
+    database.dispose()  # a service that is started again
     add_note(database, "the service goes on")
     assert notes(database.path) == ["in the copy", "the service goes on"]
 

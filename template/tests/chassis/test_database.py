@@ -1,6 +1,7 @@
 """What the two engines promise: nothing lost, nobody locked out, no file made by accident."""
 
 import multiprocessing
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -114,32 +115,53 @@ def test_waiting_for_the_write_lock_is_bounded(
 
 
 def test_a_missing_file_is_not_made_anew(database: Database) -> None:
-    database.path.unlink()
+    kept = database.path.rename(database.path.with_name("kept"))
 
-    with pytest.raises(OperationalError, match="unable to open"):
+    with pytest.raises(OperationalError, match="missing"):
         increment(database)
     assert not database.path.exists()
 
-
-def test_a_replaced_file_is_opened_anew(database: Database, tmp_path: Path) -> None:
+    kept.rename(database.path)
     increment(database)
-    copy = tmp_path / "copy.db"
+
+
+def test_a_replaced_file_is_left_alone(database: Database, tmp_path: Path) -> None:
+    """Its predecessor's log lies beside it: to open it would be to damage it."""
+    copy, kept = tmp_path / "copy.db", tmp_path / "kept.db"
     copy_database(database.path, copy)
-    connection = open_database(copy)
-    connection.execute("UPDATE counter SET value = 41")
-    connection.close()
-    for leftover in ("app.db-wal", "app.db-shm"):
-        (tmp_path / leftover).unlink(missing_ok=True)
+    content = copy.read_bytes()
+    increment(database)
+    os.link(database.path, kept)
     copy.replace(database.path)
 
-    increment(database)
+    for engine in (database.reader_engine, database.writer_engine):
+        with pytest.raises(OperationalError, match="replaced"), engine.connect() as connection:
+            connection.execute(text("SELECT value FROM counter"))
+    assert database.path.read_bytes() == content
 
+    kept.replace(database.path)
+    increment(database)
     with database.read() as session:
-        assert session.execute(text("SELECT value FROM counter")).scalar_one() == 42
+        assert session.execute(text("SELECT value FROM counter")).scalar_one() == 2
+
+
+def test_a_commit_into_a_deleted_file_is_no_success(database: Database) -> None:
+    def delete() -> None:
+        with database.write() as session:
+            session.execute(text("UPDATE counter SET value = 1"))
+            database.path.unlink()
+
+    with pytest.raises(OperationalError, match="missing"):
+        delete()
 
 
 def make_client(settings: Settings) -> TestClient:
     app: FastAPI = create_app(settings)
+
+    @app.post("/delete")
+    def delete(session: Writer) -> None:
+        session.execute(text("UPDATE counter SET value = 1000"))
+        settings.database_path.unlink()
 
     @app.post("/increment")
     def increment_route(session: Writer) -> int:
@@ -208,6 +230,30 @@ def test_a_busy_database_is_a_503(
         holder.execute("ROLLBACK")
         assert client.post("/increment").status_code == 200
     holder.close()
+
+
+def test_one_wait_covers_the_turn_and_the_lock(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a writer whose turn comes when the one before has given up would wait as long again
+    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 1.0)
+    holder = open_database(database.path)
+    holder.execute("BEGIN IMMEDIATE")
+
+    def waited(after: float) -> float:
+        time.sleep(after)
+        began = time.monotonic()
+        assert client.post("/increment").status_code == 503
+        return time.monotonic() - began
+
+    with make_client(settings) as client, ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(waited, (0.0, 0.2, 0.4, 0.6))) < 1.5
+    holder.close()
+
+
+def test_a_commit_into_a_deleted_file_is_a_503(settings: Settings, database: Database) -> None:
+    with make_client(settings) as client:
+        assert client.post("/delete").status_code == 503
 
 
 def test_a_deleted_database_is_a_503_without_the_drivers_text(

@@ -49,10 +49,34 @@ def test_a_deleted_database_and_its_return(client: TestClient, settings: Setting
 
 
 def test_an_empty_file_in_its_place(client: TestClient, settings: Settings) -> None:
-    settings.database_path.unlink()
+    kept = settings.database_path.rename(settings.database_path.with_name("kept"))
     settings.database_path.touch()
+    assert failure(client) == "the database file was replaced"
 
-    assert failure(client) == "the database is not at this release's schema"
+    kept.replace(settings.database_path)
+    assert client.get("/health").status_code == 200
+
+
+def test_an_emptied_file_keeps_its_log(client: TestClient, settings: Settings) -> None:
+    client.post("/notes", json={"text": "only in the log"})
+    log = settings.database_path.with_name("app.db-wal")
+    before, content = log.read_bytes(), settings.database_path.read_bytes()
+    os.truncate(settings.database_path, 0)
+    assert failure(client) == "the database file is empty"
+    assert log.read_bytes() == before
+
+    settings.database_path.write_bytes(content)
+    assert client.get("/health").status_code == 200
+
+
+def test_a_header_that_the_log_still_has(client: TestClient, settings: Settings) -> None:
+    connection = open_database(settings.database_path)
+    connection.execute("PRAGMA user_version=1")
+    with settings.database_path.open("r+b") as file:
+        file.write(bytes(100))
+
+    assert failure(client) == "the file is not a database"
+    connection.close()
 
 
 def test_a_zeroed_header(client: TestClient, settings: Settings) -> None:

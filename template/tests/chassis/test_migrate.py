@@ -1,5 +1,6 @@
 """Migrations: once, whole or not at all, and in step with the models."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from alembic.config import Config
 from app.chassis import migrate
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import MAGIC, open_database
 from app.settings import Settings
 
 BROKEN = """
@@ -112,12 +113,48 @@ def test_a_newer_schema_is_served_as_it_is(settings: Settings) -> None:
     assert revisions(settings.database_path) == {"newer"}
 
 
-def test_a_file_that_is_no_database_is_left_alone(settings: Settings) -> None:
-    content = b"not a database" * 1000
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the file is empty"), (b"not a database" * 1000, "the file is not a database")],
+    ids=["empty", "text"],
+)
+def test_a_file_that_is_no_database_is_left_alone(
+    settings: Settings, content: bytes, message: str
+) -> None:
     settings.database_path.write_bytes(content)
+    log = settings.database_path.with_name("app.db-wal")
+    log.write_bytes(b"what SQLite would delete")
 
-    with pytest.raises(StartupError, match="cannot be used") as caught:
+    with pytest.raises(StartupError, match=message) as caught:
         migrate.upgrade(settings.database_path)
 
     assert "\n" not in str(caught.value)
     assert settings.database_path.read_bytes() == content
+    assert log.read_bytes() == b"what SQLite would delete"
+
+
+def test_a_truncated_database_is_refused(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+    os.truncate(settings.database_path, settings.database_path.stat().st_size // 2)
+
+    with pytest.raises(StartupError, match="cannot be used: database disk image is malformed"):
+        migrate.upgrade(settings.database_path)
+
+
+def test_a_new_database_has_its_name_when_it_is_one(settings: Settings) -> None:
+    """A start that is killed before the first migration leaves what the next one can use."""
+    path = settings.database_path
+    migrate.require_database(path)
+
+    assert path.read_bytes().startswith(MAGIC)
+    assert list(path.parent.iterdir()) == [path]
+    migrate.upgrade(path)
+    assert revisions(path) == migrate.head_revisions()
+
+
+def test_creating_replaces_nothing(settings: Settings) -> None:
+    migrate.upgrade(settings.database_path)
+
+    migrate.create_database(settings.database_path)
+
+    assert revisions(settings.database_path) == migrate.head_revisions()

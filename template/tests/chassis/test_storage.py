@@ -71,6 +71,23 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) ->
         storage.require_writable(tmp_path)
 
 
+def test_a_log_without_its_database_is_kept(settings: Settings) -> None:
+    log = settings.database_path.with_name("app.db-wal")
+    log.touch()
+    storage.prepare(settings)
+
+    log.write_bytes(b"the last changes")
+    with pytest.raises(StartupError, match="is missing, and"):
+        storage.prepare(settings)
+    settings.database_path.touch()
+    with pytest.raises(StartupError, match="is empty, and"):
+        storage.prepare(settings)
+    assert log.read_bytes() == b"the last changes"
+
+    settings.database_path.write_bytes(b"something")
+    storage.prepare(settings)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_root_hands_the_volume_over(tmp_path: Path) -> None:
     for name in ("app.db", "app.db-wal", "below/file"):

@@ -1,0 +1,396 @@
+"""Storage that breaks under a running service, and comes back."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from service import DEADLINE, Service
+
+pytestmark = pytest.mark.long
+
+NOTICED = 5.0
+"""Seconds in which /health has to tell of a fault, and of its end."""
+
+HANG = 6.5
+"""Seconds after which a request counts as hung: the wait for the lock is 5 s."""
+
+WRITERS = 3
+TEXT = "x" * 500
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems, which needs root")
+
+
+@pytest.fixture
+def project(installed: Callable[..., Path]) -> Path:
+    return installed(backup="railway")
+
+
+@dataclass
+class Device:
+    """A volume: an ext4 file system in a file, which keeps its data while it is not mounted."""
+
+    image: Path
+    mountpoint: Path
+    loop: str = ""
+
+    def attach(self) -> None:
+        with self.image.open("wb") as file:
+            file.truncate(64 * 1024 * 1024)
+        run("mkfs.ext4", "-q", "-F", "-m", "0", self.image)
+        self.loop = run("losetup", "--find", "--show", self.image).strip()
+        self.mountpoint.mkdir()
+        self.mount()
+
+    def mount(self) -> None:
+        run("mount", "-o", "errors=remount-ro", self.loop, self.mountpoint)
+
+    def unmount(self, *options: str) -> None:
+        run("umount", *options, self.mountpoint)
+
+    def detach(self) -> None:
+        while os.path.ismount(self.mountpoint):
+            self.unmount("-l")
+        if self.loop:
+            run("losetup", "-d", self.loop)
+
+
+def run(*command: str | Path) -> str:
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        command, env={"PATH": path}, capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    device = Device(tmp_path / "image", tmp_path / "device")
+    try:
+        device.attach()
+        yield device
+    finally:
+        device.detach()
+
+
+@dataclass
+class Answer:
+    """What a request came to, and when it was under way (by the monotonic clock)."""
+
+    method: str
+    text: str
+    status: int
+    body: object
+    began: float
+    ended: float
+
+
+@dataclass
+class Load:
+    """Clients that write and one that reads without a pause, whatever the answer."""
+
+    url: str
+    text: str
+    answers: list[Answer] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, name: str) -> None:
+        """Until stopped: notes whose texts are the client's name and a number."""
+        number = 0
+        with httpx.Client(base_url=self.url, timeout=DEADLINE) as client:
+            while not self._stopped.wait(0.01):
+                began = time.monotonic()
+                text = ""
+                if name == "reader":
+                    answer = client.get("/notes?limit=1")
+                else:
+                    number += 1
+                    text = f"{name} {number} {self.text}"
+                    answer = client.post("/notes", json={"text": text})
+                ended = time.monotonic()
+                self.answers.append(
+                    Answer(
+                        answer.request.method,
+                        text,
+                        answer.status_code,
+                        answer.json(),
+                        began,
+                        ended,
+                    )
+                )
+
+    @contextmanager
+    def running(self) -> Iterator["Load"]:
+        names = [*(f"writer {number}" for number in range(WRITERS)), "reader"]
+        clients = [threading.Thread(target=self.send, args=(name,)) for name in names]
+        for client in clients:
+            client.start()
+        try:
+            yield self
+        finally:
+            self._stopped.set()
+            for client in clients:
+                client.join()
+
+    def wait_for(self, status: int, count: int, since: float) -> None:
+        """Until so many writes that began after the given time have had the status."""
+        deadline = time.monotonic() + DEADLINE / 3
+        while len([a for a in self.between(since, "POST") if a.status == status]) < count:
+            assert time.monotonic() < deadline, self.statuses(since)
+            time.sleep(0.02)
+
+    def between(self, since: float, method: str, until: float = float("inf")) -> list[Answer]:
+        return [
+            answer
+            for answer in list(self.answers)
+            if answer.method == method and answer.began >= since and answer.ended <= until
+        ]
+
+    def statuses(self, since: float, until: float = float("inf")) -> dict[str, set[int]]:
+        return {
+            method: {answer.status for answer in self.between(since, method, until)}
+            for method in ("GET", "POST")
+        }
+
+    def written(self) -> list[str]:
+        return [answer.text for answer in self.between(0, "POST") if answer.status == 201]
+
+
+def health(service: Service) -> tuple[int, str]:
+    """The status of /health, and every failed check's message."""
+    answer = service.client.get("/health")
+    failed = [check.get("message", "") for check in answer.json()["checks"].values()]
+    return answer.status_code, "; ".join(filter(None, failed))
+
+
+def wait_for_health(service: Service, status: int) -> tuple[float, str]:
+    """Seconds until /health says so, and what it says."""
+    began = time.monotonic()
+    while True:
+        found, message = health(service)
+        elapsed = time.monotonic() - began
+        if found == status:
+            return elapsed, message
+        assert elapsed < NOTICED, f"{found} after {elapsed:.1f} s: {message}"
+        time.sleep(0.05)
+
+
+def rows(database: Path) -> list[str]:
+    """Every note, in a database that SQLite finds no fault with."""
+    connection = sqlite3.connect(f"file:{database}?mode=rw", uri=True)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY id")]
+    finally:
+        connection.close()
+
+
+Fault = Callable[[Path], Iterator[None]]
+
+
+def parts(database: Path) -> list[Path]:
+    """The database's files; the database comes last, so that its log is there when it is."""
+    named = [database.with_name(f"{database.name}{suffix}") for suffix in ("-shm", "-wal", "")]
+    return [part for part in named if part.exists()]
+
+
+def moved_away(database: Path) -> Iterator[None]:
+    """`mv app.db* elsewhere/`, and back."""
+    elsewhere = database.with_name("elsewhere")
+    elsewhere.mkdir()
+    for part in reversed(parts(database)):
+        part.rename(elsewhere / part.name)
+    yield
+    for part in parts(elsewhere / database.name):
+        part.rename(database.with_name(part.name))
+
+
+def moved_away_without_its_log(database: Path) -> Iterator[None]:
+    kept = database.rename(database.with_name("elsewhere"))
+    yield
+    kept.rename(database)
+
+
+def copy_of(database: Path) -> Path:
+    """A consistent copy as `python -m app backup` makes it."""
+    copy = database.with_name("copy.db")
+    source, target = sqlite3.connect(database), sqlite3.connect(copy)
+    source.backup(target)
+    target.execute("PRAGMA journal_mode=DELETE")
+    target.close()
+    source.close()
+    return copy
+
+
+def replaced_by_a_copy(database: Path) -> Iterator[None]:
+    """`mv copy.db app.db`: the log stays, and belongs to the file that was there before."""
+    copy = copy_of(database)
+    kept = database.with_name("kept")
+    os.link(database, kept)
+    copy.replace(database)
+    yield
+    kept.replace(database)
+
+
+def replaced_by_a_copy_without_the_log(database: Path) -> Iterator[None]:
+    copy = copy_of(database)
+    away = moved_away(database)
+    next(away)
+    copy.replace(database)
+    yield
+    for part in parts(database):
+        part.unlink()
+    next(away, None)
+
+
+def replaced_by_an_empty_file(database: Path) -> Iterator[None]:
+    kept = database.with_name("kept")
+    os.link(database, kept)
+    (empty := database.with_name("empty")).touch()
+    empty.replace(database)
+    yield
+    kept.replace(database)
+
+
+def emptied(database: Path) -> Iterator[None]:
+    """`: > app.db`, and its content back in the same file."""
+    content = database.read_bytes()
+    os.truncate(database, 0)
+    yield
+    with database.open("r+b") as file:
+        file.write(content)
+
+
+def header_zeroed(database: Path) -> Iterator[None]:
+    with database.open("r+b") as file:
+        header = file.read(100)
+        file.seek(0)
+        file.write(bytes(100))
+    yield
+    with database.open("r+b") as file:
+        file.write(header)
+
+
+def locked(database: Path, statement: str) -> Iterator[None]:
+    other = sqlite3.connect(database, isolation_level=None, timeout=30)
+    other.execute(statement)
+    yield
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def locked_exclusively(database: Path) -> Iterator[None]:
+    yield from locked(database, "BEGIN EXCLUSIVE")
+
+
+def locked_for_writing(database: Path) -> Iterator[None]:
+    yield from locked(database, "BEGIN IMMEDIATE")
+
+
+@dataclass
+class Course:
+    """How a service came through a fault."""
+
+    load: Load
+    during: dict[str, set[int]]
+
+
+@contextmanager
+def during(fault: Iterator[None]) -> Iterator[None]:
+    next(fault)
+    try:
+        yield
+    finally:
+        next(fault, None)
+
+
+def live_through(
+    project: Path,
+    home: Path,
+    database: Path,
+    fault: Iterator[None],
+    cause: str,
+    record_property: Callable[[str, object], None],
+    *,
+    text: str = TEXT,
+    linger: float = 0.0,
+) -> Course:
+    """A service under load: well, broken, and well again by itself, with nothing lost."""
+    variables = {"DATABASE_URL": f"sqlite:///{database}", "LOG_LEVEL": "WARNING"}
+    with Service(project, home, **variables).wait_until_healthy() as service:
+        with Load(service.url, text).running() as load:
+            load.wait_for(201, 50, since=0)
+            with during(fault):
+                broken = time.monotonic()
+                noticed, message = wait_for_health(service, 503)
+                told = time.monotonic()
+                load.wait_for(503, 2 * WRITERS, since=broken)
+                time.sleep(linger)
+                assert health(service)[0] == 503
+                mended = time.monotonic()
+            recovered, _ = wait_for_health(service, 200)
+            well = time.monotonic()
+            load.wait_for(201, 50, since=well)
+        service.terminate()
+        assert service.ended() == 0, service.output()
+        assert "Traceback" not in service.output(), service.output()
+
+    record_property("noticed within (s)", round(noticed, 2))
+    record_property("recovered within (s)", round(recovered, 2))
+    slowest = max(answer.ended - answer.began for answer in load.answers)
+    record_property("slowest answer (s)", round(slowest, 2))
+    kept, written = rows(database), load.written()
+    record_property("rows acknowledged, lost", f"{len(written)}, {len(set(written) - set(kept))}")
+    assert cause in message
+    assert set(written) <= set(kept)
+    assert len(kept) == len(set(kept))
+    # a text that was cut is none that was sent
+    assert set(kept) <= {answer.text for answer in load.between(0, "POST")}
+    assert load.statuses(0)["POST"] == {201, 503}
+    assert all(answer.body["detail"] for answer in load.answers if answer.status == 503)
+    assert slowest < HANG
+    return Course(load, load.statuses(told, until=mended))
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "reads"),
+    [
+        (moved_away, "the database file is missing", 503),
+        (moved_away_without_its_log, "the database file is missing", 503),
+        (replaced_by_a_copy, "the database file was replaced", 503),
+        (replaced_by_a_copy_without_the_log, "the database file was replaced", 503),
+        (replaced_by_an_empty_file, "the database file was replaced", 503),
+        (emptied, "the database file is empty", 503),
+        (header_zeroed, "the file is not a database", 503),
+        (locked_exclusively, "the database is locked", 200),
+        (locked_for_writing, "the database is locked", 200),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_broken_file(
+    project: Path,
+    tmp_path: Path,
+    fault: Fault,
+    cause: str,
+    reads: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    database = tmp_path / "volume" / "app.db"
+    database.parent.mkdir()
+    course = live_through(
+        project, tmp_path / "home", database, fault(database), cause, record_property
+    )
+    assert course.during == {"GET": {reads}, "POST": {503}}

@@ -5,8 +5,10 @@ SQLite has no network to wait for, and this is faster than an asynchronous drive
 A route asks for `Reader` or `Writer`, so its signature says what it may do.
 """
 
+import errno
 import logging
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -89,6 +91,18 @@ class DatabaseFile:
             error = sqlite3.OperationalError(fault)
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise exc.OperationalError(None, None, error)
+
+    def is_read_only(self) -> bool:
+        """Whether writing is refused by the file's permissions or by the file system.
+
+        SQLite's BEGIN IMMEDIATE writes nothing to the disk, and is granted: a new connection
+        can be given the descriptor of one that was opened in better times.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent):
+                return not os.access(self.path, os.W_OK)
+        except OSError as error:
+            return error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
 
     def close(self) -> None:
         """After the connections."""

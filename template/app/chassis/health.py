@@ -57,6 +57,8 @@ class DatabaseHealth:
         """The file is there, is a database, can be written, and has this code's schema."""
         if fault := self.file.fault():
             raise Unhealthy(fault)
+        if self.file.is_read_only():
+            raise Unhealthy("the database is read-only")
         try:
             connection = open_database(self.path, busy_timeout=LOCK_TIMEOUT)
             try:

@@ -1,7 +1,9 @@
 """What /health notices, and that it always answers."""
 
 import asyncio
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -134,9 +136,27 @@ def test_a_volume_that_fills_is_said_before_it_is_full(settings: Settings) -> No
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_database(client: TestClient, settings: Settings) -> None:
+    client.get("/notes")  # an open connection, whose descriptor SQLite can use again
     settings.database_path.chmod(0o400)
-
     assert failure(client) == "the database is read-only"
+
+    settings.database_path.chmod(0o600)
+    settings.database_path.parent.chmod(0o500)
+    assert failure(client) == "the database is read-only"
+    settings.database_path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_read_only_file_system(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", refuse)
+        assert failure(client) == "the database is read-only"
+    assert client.get("/health").status_code == 200
 
 
 def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

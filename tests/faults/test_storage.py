@@ -1,10 +1,12 @@
 """Storage that breaks under a running service, and comes back."""
 
 import os
+import random
 import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ HANG = 6.5
 """Seconds after which a request counts as hung: the wait for the lock is 5 s."""
 
 WRITERS = 3
+KILLED_STARTS = 5
 TEXT = "x" * 500
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems, which needs root")
@@ -505,3 +508,82 @@ def test_a_file_system_that_turned_read_only(
     assert last == "after the check"
     assert set(load.written()) <= set(kept)
     record_property("noticed after (s)", round(noticed, 2))
+
+
+@pytest.mark.parametrize(
+    ("database", "log", "message"),
+    [
+        pytest.param(b"", None, "the file is empty", id="empty"),
+        pytest.param(b"", b"commits", "app.db is empty, and app.db-wal", id="empty with a log"),
+        pytest.param(None, b"commits", "app.db is missing, and app.db-wal", id="a log alone"),
+        pytest.param(bytes(8192), None, "the file is not a database", id="zeroes"),
+        pytest.param(random.Random(1).randbytes(8192), None, "not a database", id="noise"),
+    ],
+)
+def test_what_is_no_database_is_never_taken_for_one(
+    project: Path, tmp_path: Path, database: bytes | None, log: bytes | None, message: str
+) -> None:
+    found = {"app.db": database, "app.db-wal": log}
+    for name, content in found.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    require_refused(project, tmp_path, message)
+    assert found == {name: contents(tmp_path / name) for name in found}
+
+
+def contents(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def require_refused(project: Path, directory: Path, message: str) -> None:
+    """One clear line, and the end."""
+    with Service(project, directory) as service:
+        assert service.ended() == 1
+        assert message in service.output()
+        assert "Traceback" not in service.output()
+        assert service.output().count("\n") == 1
+
+
+def test_a_truncated_database_is_never_taken_for_one(project: Path, tmp_path: Path) -> None:
+    database = tmp_path / "app.db"
+    with Service(project, tmp_path).wait_until_healthy() as service:
+        for number in range(20):
+            service.client.post("/notes", json={"text": f"{number} {'x' * 1900}"})
+        service.terminate()
+        assert service.ended() == 0
+    whole = database.read_bytes()
+    for part in (0.9, 0.5, 0.1):
+        os.truncate(database, int(len(whole) * part))
+        require_refused(project, tmp_path, "cannot be used")
+
+    database.write_bytes(whole)
+    with Service(project, tmp_path).wait_until_healthy() as service:
+        assert len(service.client.get("/notes").json()) == 20
+
+
+def test_a_killed_first_start_leaves_what_the_next_can_use(
+    project: Path, tmp_path: Path, record_property: Record
+) -> None:
+    chance = random.Random(1)
+    found: Counter[str] = Counter()
+    for number in range(KILLED_STARTS):
+        volume = tmp_path / f"volume-{number}"
+        # a first start makes its database after about 0.4 s and has migrated it after 0.8 s
+        with Service(project, volume) as service:
+            time.sleep(chance.uniform(0.2, 1.2))
+        database = volume / "app.db"
+        found["none" if not database.exists() else revision(database)] += 1
+        with Service(project, volume).wait_until_healthy() as service:
+            assert service.client.post("/notes", json={"text": "kept"}).status_code == 201
+    record_property("killed first starts, by what they left", dict(found))
+
+
+def revision(database: Path) -> str:
+    """What the database has been migrated to; it is one, however small."""
+    assert database.stat().st_size > 0
+    connection = sqlite3.connect(f"file:{database}?mode=rw", uri=True)
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return "migrated" if tables != (0,) else "no table"
+    finally:
+        connection.close()

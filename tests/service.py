@@ -6,9 +6,12 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count, pairwise
 from pathlib import Path
 
 import httpx2 as httpx
@@ -90,6 +93,15 @@ class Service:
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
 
+    def notes(self) -> list[str]:
+        """The text of every note, as the service tells it."""
+        texts: list[str] = []
+        after = 0
+        while page := self.client.get("/notes", params={"after": after}).json():
+            texts += [note["text"] for note in page]
+            after = page[-1]["id"]
+        return texts
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -104,6 +116,74 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Writers:
+    """Clients that add notes all the time, and know which ones were acknowledged.
+
+    A client that gets no answer turns to the next address, with the next note.
+    """
+
+    def __init__(self, *urls: str, clients: int = 4, pause: float = 0.01) -> None:
+        self.urls = urls
+        self.pause = pause
+        self.acknowledged: list[tuple[float, str]] = []
+        """When, on the monotonic clock, and the note's text."""
+        self.failures: Counter[str] = Counter()
+        """How often there was another answer than 201, or none, by its name."""
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write, args=(f"client {number}",), daemon=True)
+            for number in range(clients)
+        ]
+
+    def _write(self, name: str) -> None:
+        target = 0
+        with httpx.Client(timeout=DEADLINE) as client:
+            for number in count():
+                if self._stop.is_set():
+                    return
+                text = f"{name}: {number}"
+                url = self.urls[target % len(self.urls)]
+                try:
+                    status = client.post(f"{url}/notes", json={"text": text}).status_code
+                except httpx.TransportError as error:
+                    self.failures[type(error).__name__] += 1
+                    target += 1
+                else:
+                    if status == 201:
+                        self.acknowledged.append((time.monotonic(), text))
+                    else:
+                        self.failures[str(status)] += 1
+                time.sleep(self.pause)
+
+    def texts(self) -> list[str]:
+        return [text for _, text in self.acknowledged]
+
+    def longest_silence(self) -> float:
+        """Seconds between two acknowledgements."""
+        times = sorted(moment for moment, _ in self.acknowledged)
+        return max(after - before for before, after in pairwise(times))
+
+    def wait_for_more(self, notes: int = 1) -> None:
+        wanted = len(self.acknowledged) + notes
+        deadline = time.monotonic() + DEADLINE
+        while len(self.acknowledged) < wanted:
+            assert time.monotonic() < deadline, self.failures
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def __enter__(self) -> "Writers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 INCLUDE = "    app.include_router(notes.router)\n"

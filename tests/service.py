@@ -150,6 +150,7 @@ class Writers:
                 except httpx.TransportError as error:
                     self.failures[type(error).__name__] += 1
                     target += 1
+                    time.sleep(5 * self.pause)
                 else:
                     if status == 201:
                         self.acknowledged.append((time.monotonic(), text))

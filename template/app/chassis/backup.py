@@ -1,10 +1,13 @@
 """A consistent copy of the database while the service goes on writing, and the way back."""
 
+import glob
 import gzip
 import os
 import re
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +20,9 @@ from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
 STAMP: Final = "%Y%m%dT%H%M%SZ"
+ABANDONED: Final = 3600.0
+"""Seconds since a backup has touched its directory after which it has been killed."""
+
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
@@ -285,6 +291,7 @@ def set_aside(database: Path) -> Path:
 
     A log left beside another database would be replayed into it.
     """
+    fold_log(database)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = database.with_name(f"{database.name}.replaced-{stamp}")
     for suffix in ("", "-wal"):
@@ -295,3 +302,35 @@ def set_aside(database: Path) -> Path:
     for suffix in ("-wal", "-shm"):
         database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
     return kept
+
+
+def fold_log(database: Path) -> None:
+    """Bring the log into the database, which is then whole if the restore ends here.
+
+    Raises:
+        StartupError: Another process reads the database.
+    """
+    with suppress(sqlite3.Error):  # a damaged one is set aside as it is
+        connection = open_database(database)
+        try:
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        finally:
+            connection.close()
+        if busy:
+            raise StartupError(f"Restore: another process reads {database}; let it finish first.")
+
+
+def tidy(database: Path) -> None:
+    """Remove what a restore or a backup that was killed has left. The caller holds the lock."""
+    for path in database.parent.glob(".restore-*/"):
+        shutil.rmtree(path, ignore_errors=True)
+    for directory in (database.parent, backups_directory(database)):
+        for path in directory.glob(".backup-*/"):
+            # a backup asks for no lock: a young one may still be at work
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+    for kept in database.parent.glob(f"{glob.escape(database.name)}.replaced-*"):
+        log = kept.with_name(f"{kept.name}-wal")
+        with suppress(OSError):
+            if kept.samefile(database) and not log.exists():
+                kept.unlink()  # not replaced after all: only a second name of the database

@@ -4,7 +4,7 @@ import logging.config
 import os
 from typing import NoReturn
 
-from app.chassis import logs, migrate, replication, server, storage
+from app.chassis import backup, logs, migrate, replication, server, storage
 from app.chassis.replication import ChassisSettings
 from app.chassis.settings import PROJECT_ROOT
 
@@ -38,6 +38,7 @@ def prepare(settings: ChassisSettings) -> None:
         logger.warning(warning)
     storage.prepare(settings)
     storage.acquire_lock(settings.database_path, settings.lock_timeout)
+    backup.tidy(settings.database_path)
     replication.restore(settings)
     migrate.upgrade(settings.database_path)
 

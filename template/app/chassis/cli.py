@@ -166,17 +166,16 @@ def restore(options: argparse.Namespace) -> int:
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     storage.prepare(settings)
     database = settings.database_path
-    with (
-        storage.locked(database),
-        tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory,
-    ):
-        copy, name = options.file, str(options.file)
-        if copy is None:
-            copy = Path(directory, "copy.db")
-            name = "the newest copy" if options.at is None else f"the copy of {options.at}"
-            if not replication.fetch(settings, copy, options.at):
-                raise StartupError(f"Restore: there is no copy{limit(options.at)}.")
-        kept = backups.restore(copy, database, dry_run=options.dry_run, name=name)
+    with storage.locked(database):
+        backups.tidy(database)
+        with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
+            copy, name = options.file, str(options.file)
+            if copy is None:
+                copy = Path(directory, "copy.db")
+                name = "the newest copy" if options.at is None else f"the copy of {options.at}"
+                if not replication.fetch(settings, copy, options.at):
+                    raise StartupError(f"Restore: there is no copy{limit(options.at)}.")
+            kept = backups.restore(copy, database, dry_run=options.dry_run, name=name)
     if options.dry_run:
         print(f"{name} can be restored")
         return 0

@@ -1,15 +1,18 @@
 """A copy that is whole, made while the service writes, and its way back."""
 
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from app.chassis import backup as backups
 from app.chassis import migrate
-from app.chassis.backup import backup, backups_directory, copies, fetch, restore
+from app.chassis.backup import backup, backups_directory, copies, fetch, restore, tidy
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
 from app.chassis.sqlite import open_database
@@ -316,3 +319,55 @@ def test_a_copy_whose_migration_fails_changes_nothing(
 
     assert notes(database.path) == ["of today"]
     assert not list(tmp_path.glob("*.replaced-*"))
+def test_a_restore_that_ends_in_the_middle_leaves_the_database_whole(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.db"
+    add_note(database, "in the copy")
+    backup(database.path, copy)
+    add_note(database, "only in the log")
+
+    def end(_: Path, target: Path) -> None:
+        raise OSError(f"no {target} today")
+
+    monkeypatch.setattr(Path, "replace", end)
+    with pytest.raises(StartupError, match="could not be restored"):
+        restore(copy, database.path)
+    assert notes(database.path) == ["in the copy", "only in the log"]
+
+
+def test_a_restore_waits_for_whoever_reads(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.db"
+    backup(database.path, copy)
+    monkeypatch.setattr(backups, "open_database", partial(open_database, busy_timeout=0.1))
+    with database.read() as session:
+        session.execute(text("SELECT count(*) FROM notes"))
+        add_note(database, "written while somebody reads")
+        with pytest.raises(StartupError, match="another process reads"):
+            restore(copy, database.path)
+    assert notes(database.path) == ["written while somebody reads"]
+    restore(copy, database.path)
+    assert notes(database.path) == []
+
+
+def test_what_a_killed_command_has_left_is_removed(database: Database, tmp_path: Path) -> None:
+    left, old, young = (tmp_path / f".{name}" for name in ("restore-a", "backup-b", "backup-c"))
+    for directory in (left, old, young):
+        directory.mkdir()
+        (directory / "app.db").touch()
+    os.utime(old, (0, 0))
+    second_name = tmp_path / "app.db.replaced-20260101T000000.000000Z"
+    os.link(database.path, second_name)
+    replaced = tmp_path / "app.db.replaced-20250101T000000.000000Z"
+    replaced.touch()
+
+    tidy(database.path)
+
+    assert not left.exists()
+    assert not old.exists()
+    assert (young / "app.db").exists()
+    assert not second_name.exists()
+    assert replaced.exists()
+    assert database.path.stat().st_nlink == 1

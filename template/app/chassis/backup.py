@@ -321,9 +321,13 @@ def fold_log(database: Path) -> None:
 
 
 def tidy(database: Path) -> None:
-    """Remove what a restore or a backup that was killed has left. The caller holds the lock."""
-    for path in database.parent.glob(".restore-*/"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a start, a restore or a backup that was killed has left.
+
+    The caller holds the lock.
+    """
+    for prefix in (".new-", ".restore-"):
+        for path in database.parent.glob(f"{prefix}*/"):
+            shutil.rmtree(path, ignore_errors=True)
     for directory in (database.parent, backups_directory(database)):
         for path in directory.glob(".backup-*/"):
             # a backup asks for no lock: a young one may still be at work

@@ -319,6 +319,8 @@ def test_a_copy_whose_migration_fails_changes_nothing(
 
     assert notes(database.path) == ["of today"]
     assert not list(tmp_path.glob("*.replaced-*"))
+
+
 def test_a_restore_that_ends_in_the_middle_leaves_the_database_whole(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,8 +355,10 @@ def test_a_restore_waits_for_whoever_reads(
 
 
 def test_what_a_killed_command_has_left_is_removed(database: Database, tmp_path: Path) -> None:
-    left, old, young = (tmp_path / f".{name}" for name in ("restore-a", "backup-b", "backup-c"))
-    for directory in (left, old, young):
+    new, left, old, young = (
+        tmp_path / name for name in (".new-a", ".restore-b", ".backup-c", ".backup-d")
+    )
+    for directory in (new, left, old, young):
         directory.mkdir()
         (directory / "app.db").touch()
     os.utime(old, (0, 0))
@@ -365,6 +369,7 @@ def test_what_a_killed_command_has_left_is_removed(database: Database, tmp_path:
 
     tidy(database.path)
 
+    assert not new.exists()
     assert not left.exists()
     assert not old.exists()
     assert (young / "app.db").exists()

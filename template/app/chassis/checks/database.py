@@ -5,7 +5,7 @@ from typing import Final
 
 from app.chassis import migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
-from app.chassis.database import writer_engine
+from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
@@ -64,7 +64,7 @@ def pragmas(settings: ChassisSettings) -> Finding:
         "synchronous": SYNCHRONOUS[settings.sqlite_synchronous],
         "foreign_keys": 1,
     }
-    engine = writer_engine(settings.database_path, settings.sqlite_synchronous)
+    engine = writer_engine(DatabaseFile(settings.database_path), settings.sqlite_synchronous)
     connection = engine.raw_connection()
     try:
         cursor = connection.cursor()

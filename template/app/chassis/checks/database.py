@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
+from sqlalchemy import exc
+
 from app.chassis import migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
@@ -37,10 +39,11 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
             yield schema(connection)
         finally:
             connection.close()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, exc.DatabaseError) as error:
+        cause = error.orig if isinstance(error, exc.DatabaseError) else error
         yield failed(
             "database.file",
-            f"{database} cannot be used: {error}",
+            f"{database} cannot be used: {cause}",
             "restore it from a backup (README.md, Restore)",
         )
     yield lock(settings)

@@ -16,11 +16,13 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from faults_support import Device, run
 from service import DEADLINE, Service
 
 pytestmark = pytest.mark.long
 
-CUTS = 40
+CUTS = 30
+DISK_CUTS = 10
 KILLS = 10
 WRITERS = 4
 
@@ -148,6 +150,8 @@ def test_a_power_cut_at_any_moment(project: Path, tmp_path: Path, record_propert
     variables = {"LOG_LEVEL": "WARNING"}
     with Service(project, database.parent, **variables).wait_until_healthy() as service:
         with journal.written_to(service.url):
+            while not journal.acknowledged:
+                time.sleep(0.01)
             for number in range(CUTS):
                 time.sleep(chance.uniform(0.05, 0.4))
                 acknowledged = dict(journal.acknowledged)
@@ -162,17 +166,57 @@ def test_a_power_cut_at_any_moment(project: Path, tmp_path: Path, record_propert
         assert service.ended() == 0
     assert require_prefix(database, journal, journal.acknowledged) == 0
 
-    lost = []
+    lost, restarts = [], 0
     for copy, index, acknowledged in cuts:
         torn_copy = copy.with_name("torn.db")
         shutil.copyfile(copy, torn_copy)
-        log = torn(Path(f"{copy}-wal").read_bytes(), index, chance)
-        Path(f"{torn_copy}-wal").write_bytes(log)
+        log = Path(f"{copy}-wal").read_bytes()
+        (restarts,) = struct.unpack_from(">I", log, 12)
+        Path(f"{torn_copy}-wal").write_bytes(torn(log, index, chance))
         assert require_prefix(copy, journal, acknowledged) == 0
         lost.append(require_prefix(torn_copy, journal, acknowledged))
     assert any(lost), "nothing was cut off"
+    record_property("times that the log began anew", restarts)
     record_property("copies, rows, lost", f"{CUTS}, {len(journal.acknowledged)}, 0")
     record_property("lost with a torn log (rows, least to most)", f"{min(lost)} to {max(lost)}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems, which needs root")
+@pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
+def test_a_power_cut_of_the_disk(
+    project: Path, tmp_path: Path, synchronous: str, record_property: Record
+) -> None:
+    """The disk as it is at one instant: what the kernel still holds in memory is lost.
+
+    FULL loses nothing; NORMAL may lose the last commits, and shows that the cut is a real one.
+    """
+    chance, journal = random.Random(3), Journal()
+    cuts: list[tuple[Path, dict[int, str]]] = []
+    with Device.made(tmp_path / "image", tmp_path / "device") as device:
+        variables = {
+            "DATABASE_URL": f"sqlite:///{device.mountpoint}/app.db",
+            "SQLITE_SYNCHRONOUS": synchronous,
+            "LOG_LEVEL": "WARNING",
+        }
+        with Service(project, tmp_path / "home", **variables).wait_until_healthy() as service:
+            with journal.written_to(service.url):
+                for number in range(DISK_CUTS):
+                    time.sleep(chance.uniform(0.1, 0.6))
+                    acknowledged = dict(journal.acknowledged)
+                    image = tmp_path / f"cut-{number}"
+                    with paused(service):
+                        run("cp", "--sparse=always", device.image, image)
+                    cuts.append((image, acknowledged))
+            service.terminate()
+            assert service.ended() == 0
+
+    lost = []
+    for image, acknowledged in cuts:
+        with Device.attached(image, tmp_path / "device") as device:
+            database = device.mountpoint / "app.db"
+            lost.append(require_prefix(database, journal, acknowledged))
+    record_property("cuts, rows, lost", f"{DISK_CUTS}, {len(journal.acknowledged)}, {sum(lost)}")
+    assert any(lost) == (synchronous == "NORMAL"), lost
 
 
 def test_kills_at_any_moment(project: Path, tmp_path: Path, record_property: Record) -> None:

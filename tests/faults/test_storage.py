@@ -3,7 +3,6 @@
 import os
 import random
 import sqlite3
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from faults_support import Device, run
 from service import DEADLINE, Service
 
 pytestmark = pytest.mark.long
@@ -37,52 +37,10 @@ def project(installed: Callable[..., Path]) -> Path:
     return installed(backup="railway")
 
 
-@dataclass
-class Device:
-    """A volume: an ext4 file system in a file, which keeps its data while it is not mounted."""
-
-    image: Path
-    mountpoint: Path
-    loop: str = ""
-
-    def attach(self) -> None:
-        with self.image.open("wb") as file:
-            file.truncate(64 * 1024 * 1024)
-        run("mkfs.ext4", "-q", "-F", "-m", "0", self.image)
-        self.loop = run("losetup", "--find", "--show", self.image).strip()
-        self.mountpoint.mkdir()
-        self.mount()
-
-    def mount(self) -> None:
-        run("mount", "-o", "errors=remount-ro", self.loop, self.mountpoint)
-
-    def unmount(self, *options: str) -> None:
-        run("umount", *options, self.mountpoint)
-
-    def detach(self) -> None:
-        while os.path.ismount(self.mountpoint):
-            self.unmount("-l")
-        if self.loop:
-            run("losetup", "-d", self.loop)
-
-
-def run(*command: str | Path, codes: tuple[int, ...] = (0,)) -> str:
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    done = subprocess.run(
-        command, env={"PATH": path}, capture_output=True, text=True, timeout=DEADLINE
-    )
-    assert done.returncode in codes, (command, done.returncode, done.stderr)
-    return done.stdout
-
-
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Device]:
-    device = Device(tmp_path / "image", tmp_path / "device")
-    try:
-        device.attach()
+    with Device.made(tmp_path / "image", tmp_path / "device") as device:
         yield device
-    finally:
-        device.detach()
 
 
 @dataclass

@@ -302,7 +302,7 @@ def test_settings_that_are_allowed_and_probably_not_meant(
 
 @pytest.mark.parametrize(
     ("workers", "limit", "status"),
-    [(1, "512000000", "ok"), (4, "200000000", "failed"), (4, "300000000", "warning")],
+    [(1, "512000000", "ok"), (4, "200000000", "failed"), (4, "320000000", "warning")],
 )
 def test_workers_have_to_fit_into_the_memory(
     settings: Settings,

@@ -17,6 +17,9 @@ BASE_BYTES: Final = 33_000_000
 WORKER_BYTES: Final = 49_000_000
 """Measured as proportional set size: 82 MB with one worker, 230 MB with four."""
 
+STRATEGY_BYTES: Final = {"litestream": 33_000_000}
+"""What runs beside the server."""
+
 STRATEGIES: Final = {
     "none": warning(
         "backup.strategy",
@@ -137,7 +140,7 @@ def strategy() -> Finding:
 def memory(settings: ChassisSettings) -> Finding:
     """Whether the workers fit into the container."""
     name = "workers.memory"
-    needed = BASE_BYTES + settings.workers * WORKER_BYTES
+    needed = BASE_BYTES + settings.workers * WORKER_BYTES + STRATEGY_BYTES.get(answers.BACKUP, 0)
     shown = f"WORKERS={settings.workers} take about {needed / 1e6:.0f} MB"
     limit = memory_limit()
     if limit is None:

@@ -441,7 +441,11 @@ def test_a_file_system_that_turned_read_only(
     A worker that has to write to the mapped index of the log ends with SIGBUS and is replaced.
     """
     database = device.mountpoint / "app.db"
-    variables = {"DATABASE_URL": f"sqlite:///{database}", "LOG_LEVEL": "WARNING"}
+    variables = {
+        "DATABASE_URL": f"sqlite:///{database}",
+        "LOG_LEVEL": "WARNING",
+        "LOW_FREE_BYTES": "0",  # the device is small
+    }
     with Service(project, tmp_path / "home", **variables).wait_until_healthy() as service:
         with Load(service.url, TEXT).running() as load:
             load.wait_for(201, 50, since=0)

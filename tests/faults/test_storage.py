@@ -472,6 +472,32 @@ def test_a_file_system_that_turned_read_only(
     record_property("noticed after (s)", round(noticed, 2))
 
 
+def test_a_deleted_log(project: Path, tmp_path: Path, record_property: Record) -> None:
+    """`rm app.db-wal`: what is written from then on would be lost, so nothing is.
+
+    A stop saves what the deleted file holds, as long as the service has it open.
+    """
+    database = tmp_path / "volume" / "app.db"
+    database.parent.mkdir()
+    variables = {"DATABASE_URL": f"sqlite:///{database}", "LOG_LEVEL": "WARNING"}
+    with Service(project, tmp_path / "home", **variables).wait_until_healthy() as service:
+        with Load(service.url, TEXT).running() as load:
+            load.wait_for(201, 50, since=0)
+            database.with_name("app.db-wal").unlink()
+            noticed, message = wait_for_health(service, 503)
+            told = time.monotonic()
+            load.wait_for(503, 2 * WRITERS, since=told)
+        service.terminate()
+        assert service.ended() == 0, service.output()
+    assert message == "the database's write-ahead log was deleted"
+    assert load.statuses(told) == {"GET": {503}, "POST": {503}}
+    require_nothing_lost(load, database, record_property)
+    record_property("noticed after (s)", round(noticed, 2))
+
+    with Service(project, tmp_path / "home", **variables).wait_until_healthy() as service:
+        assert service.client.post("/notes", json={"text": "well again"}).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("database", "log", "message"),
     [

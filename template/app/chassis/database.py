@@ -59,6 +59,8 @@ class DatabaseFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.log = path.with_name(f"{path.name}-wal")
+        self._log_identity: tuple[int, int] | None = None
         # Open until the connections are closed: to close it gives up their locks (fcntl(2)).
         self._descriptor: int | None = None
         self.fault()
@@ -75,6 +77,8 @@ class DatabaseFile:
                 return "the database file is empty"
             if os.pread(self._descriptor, len(MAGIC), 0) != MAGIC:
                 return "the file is not a database"
+            if self._log_identity and identity(self.log) != self._log_identity:
+                return "the database's write-ahead log was deleted"
         except FileNotFoundError:
             return "the database file is missing"
         except OSError:
@@ -91,6 +95,18 @@ class DatabaseFile:
             error = sqlite3.OperationalError(fault)
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise exc.OperationalError(None, None, error)
+
+    def hold_to_log(self) -> None:
+        """The writer has its log open: whoever deletes it from now on deletes commits.
+
+        To stop the service saves them, because the last connection to be closed writes them
+        to the database.
+        """
+        self._log_identity = self._log_identity or identity(self.log)
+
+    def let_go_of_log(self) -> None:
+        """The writer is closed, and may take its log with it."""
+        self._log_identity = None
 
     def is_read_only(self) -> bool:
         """Whether writing is refused by the file's permissions or by the file system.
@@ -225,7 +241,10 @@ def writer_engine(file: DatabaseFile, synchronous: str = "FULL") -> Engine:
         "synchronous": synchronous,
         "journal_size_limit": str(JOURNAL_SIZE_LIMIT),
     }
-    return make_engine(file, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
+    engine = make_engine(file, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
+    event.listen(engine, "begin", lambda _: file.hold_to_log())
+    event.listen(engine, "close", lambda *_: file.let_go_of_log())
+    return engine
 
 
 def migration_engine(file: DatabaseFile) -> Engine:
@@ -305,6 +324,15 @@ def begin_when_free(connection: Connection, statement: str) -> None:
             raise exc.DatabaseError(statement, None, error) from error
         time.sleep(0.001)
     cursor.close()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file, or None without one."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_unavailable(error: exc.DBAPIError) -> bool:

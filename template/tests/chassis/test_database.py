@@ -145,6 +145,28 @@ def test_a_replaced_file_is_left_alone(database: Database, tmp_path: Path) -> No
         assert session.execute(text("SELECT value FROM counter")).scalar_one() == 2
 
 
+def test_a_deleted_log_is_noticed_and_a_stop_saves_what_was_in_it(database: Database) -> None:
+    increment(database)
+    (database.path.with_name("app.db-wal")).unlink()
+
+    for engine in (database.reader_engine, database.writer_engine):
+        with pytest.raises(OperationalError, match="log was deleted"), engine.connect() as again:
+            again.execute(text("SELECT value FROM counter"))
+    database.dispose()
+    increment(database)
+    with database.read() as session:
+        assert session.execute(text("SELECT value FROM counter")).scalar_one() == 2
+
+
+def test_a_writer_that_is_opened_anew_may_have_a_new_log(database: Database) -> None:
+    for _ in range(2):
+        with database.writer_engine.connect() as connection:
+            connection.execute(text("UPDATE counter SET value = value + 1"))
+            connection.commit()
+            connection.invalidate()
+    increment(database)
+
+
 def test_a_commit_into_a_deleted_file_is_no_success(database: Database) -> None:
     def delete() -> None:
         with database.write() as session:

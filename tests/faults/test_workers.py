@@ -292,6 +292,7 @@ def test_signals_again_and_again_do_not_cut_a_stop_short(
         assert service.ended() == 0
         assert answer is not None
         assert answer.json() == "finished"
+        assert "SIGKILL" not in service.output()
         assert "Traceback" not in service.output()
         require_free(project, data)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from faults_support import Device, run
+from devices import Device, run
 from service import DEADLINE, Service
 
 pytestmark = pytest.mark.long

@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from service import DEADLINE, FORMS, Service, Writers, free_port, router_added
+from support import load_json
 
 pytestmark = pytest.mark.long
 
@@ -33,6 +34,9 @@ import os
 import time
 
 from fastapi import APIRouter
+from sqlalchemy import text
+
+from app.chassis.database import Writer
 
 router = APIRouter(prefix="/faults")
 
@@ -42,13 +46,14 @@ async def pid() -> int:
     return os.getpid()
 
 
-@router.get("/word")
-async def word() -> str:
-    return "written"
-
-
 @router.get("/hang")
 async def hang() -> None:
+    time.sleep(600)
+
+
+@router.get("/hang-writing")
+async def hang_writing(session: Writer) -> None:
+    session.execute(text("INSERT INTO notes (text, created_at) VALUES ('hung', '2026-01-01')"))
     time.sleep(600)
 
 
@@ -56,6 +61,11 @@ async def hang() -> None:
 async def slow() -> str:
     await asyncio.sleep(3)
     return "finished"
+
+
+@router.get("/version")
+async def version() -> str:
+    return "as it was"
 
 
 @router.post("/eat")
@@ -112,12 +122,18 @@ def seconds_until_another_serves(service: Service, before: list[int]) -> float:
     return seconds_until(lambda: serving(service) not in {None, *before})
 
 
-def require_all(data: Path, writers: Writers) -> None:
-    """Nothing acknowledged is missing from a sound database."""
+def require_all(data: Path, writers: Writers) -> list[str]:
+    """The notes of a sound database, in which nothing acknowledged is missing."""
     with closing(sqlite3.connect(data / "app.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        found = {text for (text,) in connection.execute("SELECT text FROM notes")}
-    assert set(writers.texts()) <= found
+        found = [text for (text,) in connection.execute("SELECT text FROM notes")]
+    assert set(writers.texts()) <= set(found)
+    return found
+
+
+def answered(writers: Writers) -> set[int]:
+    """The failures that were an answer of the service's, rather than none."""
+    return {int(name) for name in writers.failures if name.isdigit()}
 
 
 def require_free(project: Path, data: Path) -> None:
@@ -148,6 +164,7 @@ def test_a_killed_worker_is_replaced(
         assert service.ended() == 0
     assert service.output().count("was sent SIGKILL") == KILLS
     require_all(data, writers)
+    assert not answered(writers)
     record_property("seconds until a new worker served", spread(replaced))
     record_property("longest time without an acknowledgement", f"{writers.longest_silence():.1f} s")
     record_property("acknowledged", len(writers.acknowledged))
@@ -158,16 +175,29 @@ def spread(seconds: list[float]) -> str:
     return f"{min(seconds):.1f} to {max(seconds):.1f}"
 
 
-def test_a_hung_worker_is_replaced(project: Path, tmp_path: Path, record_property: Record) -> None:
+HUNG = {
+    "its only worker hung": (1, "/faults/hang"),
+    "one of two hung": (2, "/faults/hang"),
+    "one of two hung in a transaction": (2, "/faults/hang-writing"),
+}
+
+
+def test_a_hung_worker_is_replaced_and_holds_up_no_stop(
+    project: Path, tmp_path: Path, record_property: Record
+) -> None:
+    """All at once, because they mostly wait."""
     with ThreadPoolExecutor() as pool:
-        alone = pool.submit(hang_one, project, tmp_path / "one", 1)
-        beside = pool.submit(hang_one, project, tmp_path / "two", 2)
-    for name, hung in (("its only worker hung", alone), ("one of two hung", beside)):
-        for figure, value in hung.result().items():
+        runs = {
+            name: pool.submit(hang_one, project, tmp_path / name, *case)
+            for name, case in HUNG.items()
+        }
+        runs["stopped while hung"] = pool.submit(stop_while_hung, project, tmp_path / "stopped")
+    for name, run in runs.items():
+        for figure, value in run.result().items():
             record_property(f"{name}: {figure}", value)
 
 
-def hang_one(project: Path, data: Path, number: int) -> dict[str, object]:
+def hang_one(project: Path, data: Path, number: int, path: str) -> dict[str, object]:
     """Hang one of so many workers under a write load, and see that gunicorn replaces it."""
     with (
         Service(project, data, WORKERS=str(number)).wait_until_healthy() as service,
@@ -175,17 +205,19 @@ def hang_one(project: Path, data: Path, number: int) -> dict[str, object]:
     ):
         writers.wait_for_more(50)
         before = workers(service)
-        hanging = threading.Thread(target=fresh_answer, args=(service, "/faults/hang", DEADLINE))
+        hanging = threading.Thread(target=fresh_answer, args=(service, path, DEADLINE))
         start = time.monotonic()
         hanging.start()
         time.sleep(0.5)
-        answered = 0
+        reads = 0
         while all(map(is_running, before)):
             assert time.monotonic() < start + HANG_LIMIT, service.output()
             if number > 1:
                 # whoever connects meets the worker that does not hang
-                assert serving(service, timeout=10) in before
-                answered += 1
+                answer = fresh_answer(service, "/notes?limit=1", timeout=10)
+                assert answer is not None
+                assert answer.status_code == 200
+                reads += 1
             time.sleep(0.1)
         noticed = time.monotonic() - start
         seconds_until_another_serves(service, before)
@@ -197,15 +229,40 @@ def hang_one(project: Path, data: Path, number: int) -> dict[str, object]:
         service.terminate()
         assert service.ended() == 0
     assert service.output().count("WORKER TIMEOUT") == 1
-    require_all(data, writers)
+    assert "hung" not in require_all(data, writers)
+    # a worker that hangs in a transaction keeps the write lock, and the other one says so
+    assert answered(writers) <= {503}
     return {
         "seconds until it was killed": f"{noticed:.1f}",
         "seconds until a new one served": f"{replaced:.1f}",
-        "answers by the other meanwhile": answered,
+        "reads by the other meanwhile": reads,
         "longest time without an acknowledgement": f"{writers.longest_silence():.1f} s",
         "acknowledged": len(writers.acknowledged),
         "failed requests": dict(writers.failures),
     }
+
+
+def stop_while_hung(project: Path, data: Path) -> dict[str, object]:
+    """Stop a service one of whose workers hangs in a transaction: in time, and with 0."""
+    with (
+        Service(project, data, WORKERS="2").wait_until_healthy() as service,
+        Writers(service.url) as writers,
+    ):
+        writers.wait_for_more(50)
+        hanging = threading.Thread(
+            target=fresh_answer, args=(service, "/faults/hang-writing", DEADLINE)
+        )
+        hanging.start()
+        time.sleep(0.5)
+        start = time.monotonic()
+        service.terminate()
+        assert service.ended() == 0
+        seconds = time.monotonic() - start
+        hanging.join()
+    assert seconds < load_json(project / "railway.json")["deploy"]["drainingSeconds"]
+    assert "hung" not in require_all(data, writers)
+    require_free(project, data)
+    return {"seconds from SIGTERM to the end": f"{seconds:.1f}"}
 
 
 def test_a_request_that_takes_all_memory_fails_alone(
@@ -292,7 +349,8 @@ def test_signals_again_and_again_do_not_cut_a_stop_short(
         assert service.ended() == 0
         assert answer is not None
         assert answer.json() == "finished"
-        assert "SIGKILL" not in service.output()
+        # of themselves, not killed at their deadline
+        assert service.output().count("Application shutdown complete") == 2
         assert "Traceback" not in service.output()
         require_free(project, data)
 
@@ -301,9 +359,11 @@ FOREGROUND = {"start": [], "serve": ["serve"], "serve --reload": ["serve", "--re
 
 
 @contextmanager
-def terminal(project: Path, data: Path, *arguments: str) -> Iterator[tuple[pexpect.spawn, str]]:
-    """The service in the foreground of a terminal, and its address."""
-    data.mkdir()
+def terminal(
+    project: Path, data: Path, *arguments: str, until: str = "Application startup complete"
+) -> Iterator[tuple[pexpect.spawn, str]]:
+    """The service in the foreground of a terminal once it has said so much, and its address."""
+    data.mkdir(exist_ok=True)
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
@@ -321,7 +381,7 @@ def terminal(project: Path, data: Path, *arguments: str) -> Iterator[tuple[pexpe
         timeout=DEADLINE,
     )
     try:
-        child.expect("Application startup complete")
+        child.expect(until)
         yield child, f"http://127.0.0.1:{port}"
     finally:
         with suppress(ProcessLookupError):
@@ -338,6 +398,7 @@ def test_ctrl_c_ends_it(project: Path, tmp_path: Path, form: str) -> None:
         output = child.read()
         child.wait()
         assert child.exitstatus == 0, output
+        assert "Application shutdown complete" in output
         assert "Traceback" not in output
         require_free(project, data)
 
@@ -358,19 +419,34 @@ def test_a_second_ctrl_c_does_not_wait_for_requests(project: Path, tmp_path: Pat
         require_free(project, data)
 
 
+def test_ctrl_c_ends_the_wait_for_another_service(project: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    waiting = "Waiting for the service"
+    with (
+        Service(project, data).wait_until_healthy() as service,
+        terminal(project, data, until=waiting) as (child, _),
+    ):
+        child.sendintr()
+        output = child.read()
+        child.wait()
+        assert child.exitstatus == 130, output
+        assert "Traceback" not in output
+        assert service.client.get("/health").status_code == 200
+
+
 def test_reload_serves_what_was_edited(project: Path, tmp_path: Path) -> None:
     module = project / "app" / "api" / "faults.py"
     before = module.read_text(encoding="utf-8")
     with terminal(project, tmp_path / "data", "serve", "--reload") as (child, url):
-        assert httpx.get(f"{url}/faults/word").json() == "written"
+        assert httpx.get(f"{url}/faults/version").json() == "as it was"
         try:
-            module.write_text(before.replace('"written"', '"edited"'), encoding="utf-8")
+            module.write_text(before.replace("as it was", "edited"), encoding="utf-8")
             child.expect("Application startup complete")
-            assert httpx.get(f"{url}/faults/word").json() == "edited"
+            assert httpx.get(f"{url}/faults/version").json() == "edited"
         finally:
             module.write_text(before, encoding="utf-8")
         child.expect("Application startup complete")
-        assert httpx.get(f"{url}/faults/word").json() == "written"
+        assert httpx.get(f"{url}/faults/version").json() == "as it was"
         child.sendintr()
         assert "Traceback" not in child.read()
         child.wait()

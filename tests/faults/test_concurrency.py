@@ -19,8 +19,8 @@ pytestmark = pytest.mark.long
 
 CLIENTS = 32
 SECONDS = 60.0
-INSERT_SECONDS = 4.0
-RAW_SECONDS = 2.0
+INSERT_SECONDS = 3.0
+RAW_SECONDS = 1.0
 
 COUNTERS = """
 import os
@@ -194,9 +194,9 @@ def test_no_update_is_lost_under_load(
     record_property("inserts alone", inserts.figures())
     record_property("commits/s of a bare loop before and after", f"{before:.0f}, {after:.0f}")
     record_property("durable inserts to bare commits", f"{durable / raw:.0%}")
-    assert not mixed.refused + inserts.refused
     assert total == mixed.done("POST /counter") > 0
     assert mixed.stale_reads == 0
+    assert not mixed.refused + inserts.refused
     assert len(mixed.workers) == workers
     with closing(sqlite3.connect(data / "app.db")) as connection:
         (kept,) = connection.execute("SELECT count(*) FROM notes").fetchone()

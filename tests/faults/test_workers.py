@@ -84,6 +84,7 @@ def project(installed: Callable[..., Path]) -> Iterator[Path]:
 
 
 def workers(service: Service) -> list[int]:
+    """The processes that the service's first one has started."""
     pid = service.process.pid
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -431,6 +432,23 @@ def test_ctrl_c_ends_the_wait_for_another_service(project: Path, tmp_path: Path)
         child.wait()
         assert child.exitstatus == 130, output
         assert "Traceback" not in output
+        assert service.client.get("/health").status_code == 200
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace")
+def test_sigterm_ends_the_wait_of_process_1(project: Path, tmp_path: Path) -> None:
+    """As in a container: the kernel keeps signals that are not handled from process 1."""
+    data = tmp_path / "data"
+    container = ["unshare", "--pid", "--fork", "--kill-child", *FORMS["exec"]]
+    with (
+        Service(project, data).wait_until_healthy() as service,
+        Service(project, data, container) as waiting,
+    ):
+        waiting.wait_for("Waiting for the service")
+        (first,) = workers(waiting)
+        os.kill(first, signal.SIGTERM)
+        assert waiting.process.wait(10) == 128 + signal.SIGTERM
+        assert "Traceback" not in waiting.output()
         assert service.client.get("/health").status_code == 200
 
 

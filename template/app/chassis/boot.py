@@ -2,6 +2,9 @@
 
 import logging.config
 import os
+import signal
+import sys
+from types import FrameType
 from typing import NoReturn
 
 from app.chassis import backup, logs, migrate, replication, server, storage
@@ -33,6 +36,8 @@ def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
 
 def prepare(settings: ChassisSettings) -> None:
     """Everything that has to be right before a server exists: storage, lock, data, schema."""
+    # in a container this is process 1, which a signal that nobody handles does not end
+    signal.signal(signal.SIGTERM, end)
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     for warning in settings.warnings():
         logger.warning(warning)
@@ -41,6 +46,11 @@ def prepare(settings: ChassisSettings) -> None:
     backup.tidy(settings.database_path)
     replication.restore(settings)
     migrate.upgrade(settings.database_path)
+
+
+def end(number: int, _: FrameType | None) -> NoReturn:
+    """Undo what is under way, and end with a shell's code for the signal."""
+    sys.exit(128 + number)
 
 
 def execute(command: list[str], settings: ChassisSettings) -> NoReturn:

@@ -120,6 +120,11 @@ def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -
 
     services.append(patient := Service(tmp_path))
     patient.wait_for("Waiting for the service that still uses")
+    services.append(stopped := Service(tmp_path))
+    stopped.wait_for("Waiting for the service that still uses")
+    assert stopped.stop() == 128 + signal.SIGTERM
+    assert "Traceback" not in stopped.output()
+
     first.stop()
     patient.wait_until_healthy()
 

@@ -48,17 +48,20 @@ async def pid() -> int:
 
 @router.get("/hang")
 async def hang() -> None:
+    print("under way")
     time.sleep(600)
 
 
 @router.get("/hang-writing")
 async def hang_writing(session: Writer) -> None:
     session.execute(text("INSERT INTO notes (text, created_at) VALUES ('hung', '2026-01-01')"))
+    print("under way")
     time.sleep(600)
 
 
 @router.get("/slow")
 async def slow() -> str:
+    print("under way")
     await asyncio.sleep(3)
     return "finished"
 
@@ -207,9 +210,9 @@ def hang_one(project: Path, data: Path, number: int, path: str) -> dict[str, obj
         writers.wait_for_more(50)
         before = workers(service)
         hanging = threading.Thread(target=fresh_answer, args=(service, path, DEADLINE))
-        start = time.monotonic()
         hanging.start()
-        time.sleep(0.5)
+        service.wait_for("under way")
+        start = time.monotonic()
         reads = 0
         while all(map(is_running, before)):
             assert time.monotonic() < start + HANG_LIMIT, service.output()
@@ -254,7 +257,7 @@ def stop_while_hung(project: Path, data: Path) -> dict[str, object]:
             target=fresh_answer, args=(service, "/faults/hang-writing", DEADLINE)
         )
         hanging.start()
-        time.sleep(0.5)
+        service.wait_for("under way")
         start = time.monotonic()
         service.terminate()
         assert service.ended() == 0
@@ -308,7 +311,7 @@ def test_no_worker_outlives_its_parent(
             target=lambda: answers.append(fresh_answer(service, "/faults/slow", DEADLINE))
         )
         slow.start()
-        time.sleep(0.5)
+        service.wait_for("under way")
         service.process.kill()
         service.process.wait()
         seconds = seconds_until(lambda: not any(map(is_running, left)))
@@ -336,10 +339,12 @@ def test_signals_again_and_again_do_not_cut_a_stop_short(
     project: Path, tmp_path: Path, signals: list[signal.Signals], group: bool
 ) -> None:
     data = tmp_path / "data"
-    with Service(project, data, WORKERS="2").wait_until_healthy() as service:
+    with Service(project, data, WORKERS="2") as service:
+        # healthy is who has one worker; the other may not have heard of signals yet
+        seconds_until(lambda: service.output().count("Application startup complete") == 2)
         with ThreadPoolExecutor() as pool:
             slow = pool.submit(fresh_answer, service, "/faults/slow", DEADLINE)
-            time.sleep(0.5)
+            service.wait_for("under way")
             for number in signals:
                 if group:
                     os.killpg(service.process.pid, number)
@@ -408,7 +413,7 @@ def test_a_second_ctrl_c_does_not_wait_for_requests(project: Path, tmp_path: Pat
     data = tmp_path / "data"
     with terminal(project, data) as (child, url), ThreadPoolExecutor() as pool:
         pool.submit(httpx.get, f"{url}/faults/slow")
-        time.sleep(0.5)
+        child.expect("under way")
         child.sendintr()
         child.expect("Waiting for connections to close")
         child.sendintr()

@@ -20,7 +20,7 @@ def rows() -> list[list[str]]:
     return [row for row in cells if row != HEADER]
 
 
-def tests() -> set[str]:
+def collect() -> set[str]:
     """Every test of a fault, as pytest itself collects them."""
     command = [
         sys.executable,
@@ -41,7 +41,7 @@ def tests() -> set[str]:
 
 def test_the_table_and_the_tests_agree() -> None:
     named: dict[str, set[str]] = {}
-    collected = tests()
+    collected = collect()
     assert collected
     for row in rows():
         assert len(row) == len(HEADER), row

@@ -104,7 +104,7 @@ def lines(found: Report) -> list[str]:
         ("version", f"{found['version']} ({found['environment']})"),
         ("service", "running" if found["running"] else "stopped"),
         ("database", f"{found['database']}, {in_words(found['database_bytes'])}"),
-        ("log (WAL)", in_words(found["wal_bytes"])),
+        ("log (WAL)", in_words(found["wal_bytes"] or 0)),
         ("free space", in_words(found["free_bytes"])),
         ("revision", found["revision"] or "none"),
         (
@@ -127,8 +127,7 @@ def in_words(count: int | None) -> str:
 
 def ago(seconds: float) -> str:
     """How long ago, in the largest unit that says something."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return f"{seconds:.0f} seconds ago"
+    units = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    unit = next((name for name, length in units.items() if seconds >= length), "second")
+    count = int(seconds // units[unit])
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"

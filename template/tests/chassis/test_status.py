@@ -56,6 +56,7 @@ def test_the_command_and_its_json(
     ("seconds", "words"),
     [
         (0.4, "0 seconds ago"),
+        (1.9, "1 second ago"),
         (59, "59 seconds ago"),
         (60, "1 minute ago"),
         (7300, "2 hours ago"),

@@ -123,12 +123,12 @@ def migrate(_: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    from app.chassis.checks import run
+    from app.chassis import check as checks
 
-    given = None if options.variables is None else run.read_variables(options.variables)
-    findings = run.run(given)
-    print(run.as_json(findings) if options.json else run.as_text(findings))
-    return 1 if run.is_failed(findings) else 0
+    given = None if options.variables is None else checks.read_variables(options.variables)
+    findings = checks.run(given)
+    print(checks.as_json(findings) if options.json else checks.as_text(findings))
+    return 1 if checks.is_failed(findings) else 0
 
 
 def status(options: argparse.Namespace) -> int:

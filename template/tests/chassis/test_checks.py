@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import answers, migrate
-from app.chassis.checks import database, deployment, run, service, storage
+from app.chassis import answers, check, migrate
+from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
 from app.chassis.errors import StartupError
@@ -64,14 +64,14 @@ def test_every_wrong_setting_is_a_finding_of_its_own(monkeypatch: pytest.MonkeyP
     for name, value in {"SECRET_KEY": SECRET, "PORT": SECRET, "ENVIRONMENT": "production"}.items():
         monkeypatch.setenv(name, value)
 
-    findings = run.run()
+    findings = check.run()
 
     found = by_id(findings)
     assert found["settings.SECRET_KEY"].status == "failed"
     assert "openssl rand -hex 32" in found["settings.SECRET_KEY"].advice
     assert found["settings.PORT"].status == "failed"
-    assert run.is_failed(findings)
-    assert SECRET not in run.as_text(findings) + run.as_json(findings)
+    assert check.is_failed(findings)
+    assert SECRET not in check.as_text(findings) + check.as_json(findings)
 
 
 def test_the_command_fails_when_a_check_does(
@@ -97,11 +97,11 @@ def test_variables_from_elsewhere_are_checked_as_a_deployment_has_them(
     monkeypatch.setattr("app.chassis.replication.check", lambda _: [])
     before = dict(os.environ)
 
-    found = by_id(run.run({**RAILWAY, "DATABASE_URL": "sqlite:///data/app.db"}))
+    found = by_id(check.run({**RAILWAY, "DATABASE_URL": "sqlite:///data/app.db"}))
     assert found["settings.DATABASE_URL"].status == "failed"
 
     changed = {"RAILWAY_DEPLOYMENT_DRAINING_SECONDS": "5"}
-    found = by_id(run.run({**RAILWAY, **bucket(), **changed}))
+    found = by_id(check.run({**RAILWAY, **bucket(), **changed}))
     assert found["settings"].status == "ok"
     assert found["network.cors"].verdict == "no web page of another origin may call"
     assert found["database.path"].verdict == "/data/app.db is on the volume"
@@ -137,7 +137,7 @@ def test_variables_come_in_several_forms(tmp_path: Path, text: str) -> None:
     file = tmp_path / "variables"
     file.write_text(text, encoding="utf-8")
 
-    assert run.read_variables(str(file)) == RAILWAY
+    assert check.read_variables(str(file)) == RAILWAY
 
 
 @pytest.mark.parametrize("text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n{SECRET}", ""])
@@ -146,12 +146,12 @@ def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text
     file.write_text(text, encoding="utf-8")
 
     with pytest.raises(StartupError, match=r"^Check: ") as caught:
-        run.read_variables(str(file))
+        check.read_variables(str(file))
 
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
     with pytest.raises(StartupError, match=r"cannot be read"):
-        run.read_variables(str(tmp_path / "missing"))
+        check.read_variables(str(tmp_path / "missing"))
 
 
 MOUNTS = """\

@@ -1,1 +1,1 @@
-"""`python -m app check`: every known way to go wrong on the platform, looked for beforehand."""
+"""Every known way to go wrong on the platform, looked for by `python -m app check`."""

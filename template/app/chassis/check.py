@@ -1,4 +1,4 @@
-"""Runs the checks, here or against variables from elsewhere, and writes what they found."""
+"""`python -m app check`: runs the checks, here or against variables from elsewhere."""
 
 import json
 import os

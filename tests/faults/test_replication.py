@@ -85,6 +85,16 @@ def run(project: Path, volume: Path, bucket: Bucket, *arguments: str) -> str:
         return command.output()
 
 
+def restored(project: Path, volume: Path, bucket: Bucket) -> list[int]:
+    """What the bucket has; nothing if everything was killed before anything was sent."""
+    command = [*FORMS["exec"], "restore", "--latest"]
+    with Service(project, volume, command, **bucket.variables) as restore:
+        if restore.ended() == 1:
+            assert "Restore: there is no copy." in restore.output()
+            return []
+    return numbers(volume / "app.db")
+
+
 def test_everything_is_killed_and_the_volume_lost(
     project: Path, tmp_path: Path, each_bucket: Bucket, record_property: Record
 ) -> None:
@@ -102,8 +112,7 @@ def test_everything_is_killed_and_the_volume_lost(
             kill_everything(service)
             writer.stop()
         shutil.rmtree(volume)
-        run(project, volume, each_bucket, "restore", "--latest")
-        found = numbers(volume / "app.db")
+        found = restored(project, volume, each_bucket)
         shutil.rmtree(volume)
 
         acknowledged = [number for number, _ in writer.acknowledged]

@@ -33,11 +33,16 @@ def test_the_readmes_drill_brings_the_note_back(
     project = installed(backup=backup)
     assert not Path("/tmp/drill").exists(), "an earlier drill was left in the middle"
     environment = {**os.environ, "PATH": f"{Path(tool('uv')).parent}:{os.environ['PATH']}"}
-    environment.pop("VIRTUAL_ENV", None)
+    for name in ("VIRTUAL_ENV", "DATABASE_URL", "PORT"):
+        environment.pop(name, None)
     started = time.monotonic()
 
     done = subprocess.run(
-        ["bash", "-c", drill(project)],
+        [
+            "bash",
+            "-c",
+            f"{drill(project)}\nenv | grep -E '^(DATABASE_URL|PORT|LITESTREAM_)' || true",
+        ],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
@@ -51,4 +56,6 @@ def test_the_readmes_drill_brings_the_note_back(
     (notes,) = re.findall(r"^\[\{.*\}\]", done.stdout, re.MULTILINE)
     assert '"text":"worth keeping"' in notes
     assert done.returncode == 0
+    # the reader's shell goes on with its own database
+    assert not re.search(r"^(DATABASE_URL|PORT|LITESTREAM_\w+)=", done.stdout, re.MULTILINE)
     assert not Path("/tmp/drill").exists()

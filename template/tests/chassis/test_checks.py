@@ -282,6 +282,7 @@ def test_an_old_sqlite_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"allowed_hosts": ("*",)}, "network.hosts"),
         ({"cors_origins": ("http://app.example.com",)}, "network.cors"),
         ({"trusted_proxies": ("0.0.0.0/0",)}, "network.proxy"),
+        ({"trusted_proxies": ("::/0",)}, "network.proxy"),
         ({"trusted_proxies": (), "railway_environment_id": "e1"}, "network.proxy"),
         ({"docs_enabled": True}, "network.docs"),
     ],
@@ -293,7 +294,7 @@ def test_settings_that_are_allowed_and_probably_not_meant(
         "backend_url": "https://api.example.com",
         "allowed_hosts": ("api.example.com",),
         "cors_origins": ("https://app.example.com",),
-        "trusted_proxies": ("10.0.0.1/32",),
+        "trusted_proxies": ("10.0.0.0/8", "fd12::/48"),
         "docs_enabled": False,
     }
     assert by_id(service.check(production(**meant), {}))[name].status == "ok"

@@ -32,6 +32,9 @@ STRATEGIES: Final = {
     "litestream": ok("backup.strategy", "every change goes to a bucket within a second or two"),
 }
 
+NARROW: Final = {4: 8, 6: 32}
+"""Shortest prefix, by IP version, of what one operator's proxies may fill."""
+
 MEMORY_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -90,7 +93,7 @@ def proxies(settings: ChassisSettings) -> Finding:
     """Whether a client could pretend to be another one."""
     name = "network.proxy"
     networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
-    wide = [str(network) for network in networks if network.num_addresses > 2**24]
+    wide = [str(network) for network in networks if network.prefixlen < NARROW[network.version]]
     if wide:
         return warning(
             name,

@@ -158,6 +158,23 @@ def test_a_stop_loses_nothing_even_with_the_volume(
     record_property("rows lost", f"0 of {len(written)} in 5 stops")
 
 
+def test_a_stop_before_litestream_has_looked(project: Path, tmp_path: Path, bucket: Bucket) -> None:
+    """Its interval is stretched, so that no look of its own comes between start and stop."""
+    volume, configuration = tmp_path / "volume", project / "litestream.yml"
+    before = configuration.read_text(encoding="utf-8")
+    assert "monitor-interval: 1s" in before
+    configuration.write_text(before.replace("monitor-interval: 1s", "monitor-interval: 60s"))
+    try:
+        with Service(project, volume, **bucket.variables).wait_until_healthy() as service:
+            add(service, 1)
+            stop(service)
+    finally:
+        configuration.write_text(before, encoding="utf-8")
+    shutil.rmtree(volume)
+    run(project, volume, bucket, "restore", "--latest")
+    assert numbers(volume / "app.db") == [1]
+
+
 def test_the_bucket_follows_a_restored_copy(project: Path, tmp_path: Path, bucket: Bucket) -> None:
     volume, copy = tmp_path / "volume", tmp_path / "copy.db"
     with Service(project, volume, **bucket.variables).wait_until_healthy() as service:

@@ -1,9 +1,11 @@
 """The service's tables. After a change: `uv run alembic revision --autogenerate -m "..."`."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.chassis.times import now
 
 
 class Base(DeclarativeBase):
@@ -18,11 +20,6 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-
-
-def now() -> datetime:
-    """The time in UTC, without the zone, which SQLite does not keep."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 class Note(Base):

@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from app.chassis.database import Database, Reader, Writer
 from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
+from app.chassis.times import UtcTime
 from app.models import Note
 
 router = APIRouter(prefix="/notes", tags=["notes"])
@@ -21,9 +21,6 @@ PAGE = 100
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What SQLite can keep as an id."""
-
-UtcTime = Annotated[datetime, AfterValidator(lambda time: time.replace(tzinfo=UTC))]
-"""SQLite keeps no zone; the table's times are in UTC."""
 
 
 class NoteIn(BaseModel):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app.chassis import answers, health, logs, replication
+from app.chassis import answers, features, health, logs, replication
 from app.chassis.database import Database, DatabaseBusyError, is_unavailable
 from app.chassis.http import ErrorBoundary, Gate, problem
 from app.chassis.replication import ChassisSettings
@@ -51,7 +51,7 @@ def create_application(
     async def live(app: FastAPI) -> AsyncIterator[None]:
         with open_streams.stopped_by_signals():
             try:
-                async with monitor.watching():
+                async with monitor.watching(), features.running(app):
                     if lifespan is None:
                         yield
                     else:
@@ -72,6 +72,7 @@ def create_application(
     checks = {**monitor.health_checks, **(health_checks or {})}
     app.include_router(health.make_router(settings, database.file, checks))
     add_error_handlers(app)
+    features.install(app, settings)
     # The last one added is the first to see a request.
     app.add_middleware(ErrorBoundary)
     if settings.cors_origins:

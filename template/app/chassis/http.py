@@ -49,8 +49,7 @@ class Gate:
         self.is_proxy = proxy_test(settings.trusted_proxies)
         self.is_allowed = host_test(settings.allowed_hosts)
         # The documentation pages load scripts from elsewhere.
-        policy = () if settings.docs_enabled else (CONTENT_POLICY,)
-        self.headers = [*SECURITY_HEADERS, *policy]
+        self.policy = [] if settings.docs_enabled else [CONTENT_POLICY]
         self.https_headers = [TRANSPORT_SECURITY] if settings.production else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +68,7 @@ class Gate:
         started = time.perf_counter()
         identifier = choose_request_id(found.get(b"x-railway-request-id"))
         token = request_id.set(identifier)
-        response = [(b"x-request-id", identifier.encode()), *self.headers]
+        response = [(b"x-request-id", identifier.encode()), *SECURITY_HEADERS]
         if scope["scheme"] == "https":
             response += self.https_headers
         status = 0
@@ -78,7 +77,11 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *response]
+                headers = [*message.get("headers", ()), *response]
+                # a page that is served here says itself what it may load
+                if not any(name == b"content-security-policy" for name, _ in headers):
+                    headers += self.policy
+                message["headers"] = headers
             await send(message)
 
         try:

@@ -2,33 +2,53 @@
 
 Importing Alembic takes a third of a second, so the revision is first compared with
 plain SQLite and Alembic is loaded only when there is something to do.
+
+The service's own tables have their revisions in migrations/. Each feature of the template has
+tables and revisions of its own, which come with the template's updates: they stand in a line of
+their own, so that they never have to fit into the service's.
 """
 
 import ast
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from app.chassis import features
 from app.chassis.errors import StartupError
+from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
+    from sqlalchemy.schema import SchemaItem
 
 logger = logging.getLogger(__name__)
 
 VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
 
 
+def schemas() -> list[Schema]:
+    """Every line of revisions; the service's is the last, so that it may refer to a feature's."""
+    return [*features.SCHEMAS, Schema("service", VERSIONS, "alembic_version")]
+
+
 def known_revisions() -> dict[str, tuple[str, ...]]:
-    """Every revision and what it follows, read without running the files."""
+    """Every revision and what it follows."""
+    found: dict[str, tuple[str, ...]] = {}
+    for schema in schemas():
+        found |= read_revisions(schema.versions)
+    return found
+
+
+def read_revisions(versions: Path) -> dict[str, tuple[str, ...]]:
+    """A line's revisions and what they follow, read without running the files."""
     found = {}
-    for file in sorted(VERSIONS.glob("*.py")):
+    for file in sorted(versions.glob("*.py")):
         values = {}
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign):
@@ -52,8 +72,11 @@ def as_tuple(value: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def head_revisions() -> frozenset[str]:
-    """The revisions that no other follows."""
-    revisions = known_revisions()
+    """The revisions that no other follows, of every line."""
+    return heads_of(known_revisions())
+
+
+def heads_of(revisions: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
     followed = {name for parents in revisions.values() for name in parents}
     return frozenset(revisions.keys() - followed)
 
@@ -64,13 +87,20 @@ def current_revisions(connection: sqlite3.Connection) -> frozenset[str]:
     Raises:
         sqlite3.DatabaseError: The file is not a readable database.
     """
-    tables = connection.execute(
-        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-    )
-    if tables.fetchone() is None:
+    found = (current_revision(connection, schema) for schema in schemas())
+    return frozenset().union(*found)
+
+
+def current_revision(connection: sqlite3.Connection, schema: Schema) -> frozenset[str]:
+    if not has_table(connection, schema.version_table):
         return frozenset()
-    rows = connection.execute("SELECT version_num FROM alembic_version")
+    rows = connection.execute(f"SELECT version_num FROM {schema.version_table}")  # noqa: S608
     return frozenset(version for (version,) in rows)
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[str]) -> bool:
@@ -131,7 +161,7 @@ def upgrade(database: Path) -> None:
         connection = open_database(database)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            current = current_revisions(connection)
+            behind = [schema for schema in schemas() if is_behind(connection, schema)]
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
@@ -139,37 +169,63 @@ def upgrade(database: Path) -> None:
             f"Database: {database} cannot be used: {error}. Restore it from a backup "
             "(README.md, Restore), or move it away to start with an empty one."
         ) from None
-    known = known_revisions()
-    if current == head_revisions():
-        return
+    for schema in behind:
+        run_alembic(database, schema)
+
+
+def is_behind(connection: sqlite3.Connection, schema: Schema) -> bool:
+    """Whether the line's revisions have to be run.
+
+    Raises:
+        StartupError: They would create a table that is there already, and not theirs.
+    """
+    current = current_revision(connection, schema)
+    known = read_revisions(schema.versions)
     if unknown := current - known.keys():
         logger.warning(
             "The database is at revision %s, which this code does not know: "
             "a newer release has migrated it. Serving it as it is.",
             ", ".join(sorted(unknown)),
         )
-        return
-    run_alembic(database)
+        return False
+    taken = [] if current else [name for name in schema.tables if has_table(connection, name)]
+    if taken:
+        raise StartupError(
+            f"Database: the feature {schema.name} needs a table {taken[0]!r}, and there is one of "
+            f"your own. Rename yours in a revision first, or leave {schema.name} out."
+        )
+    return current != heads_of(known)
 
 
-def run_alembic(database: Path) -> None:
+def run_alembic(database: Path, schema: Schema) -> None:
     from alembic import command
     from alembic.config import Config
 
-    config = Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes={"database": database})
+    attributes = {"database": database, "schema": schema}
+    if schema.tables:
+        config = Config(attributes=attributes)
+        script_location = str(schema.versions.parent).replace("%", "%%")
+        config.set_main_option("script_location", script_location)
+    else:
+        config = Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes)
     try:
         command.upgrade(config, "head")
     except Exception as error:
         logger.exception("Migration failed")
         raise StartupError(
             f"Database: the migration failed ({type(error).__name__}) and was rolled back; "
-            "the log above says why. Correct the revision in migrations/versions and start again."
+            f"the log above says why. Correct the revision in {directory(schema)} and start again."
         ) from None
-    logger.info("Database migrated to %s", ", ".join(sorted(head_revisions())))
+    heads = heads_of(read_revisions(schema.versions))
+    logger.info("Database migrated to %s", ", ".join(sorted(heads)))
+
+
+def directory(schema: Schema) -> str:
+    return os.path.relpath(schema.versions, PROJECT_ROOT)
 
 
 def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> None:
-    """What migrations/env.py does: run the revisions Alembic asks for in one transaction.
+    """What each env.py does: run the revisions Alembic asks for in one transaction.
 
     Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it;
     they are checked before the commit.
@@ -182,7 +238,9 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
 
     from app.chassis.database import DatabaseFile, migration_engine
 
+    features.load_tables()
     database = context.config.attributes.get("database") or settings.load().database_path
+    schema = context.config.attributes.get("schema") or schemas()[-1]
     require_database(database)
     file = DatabaseFile(database)
     engine = migration_engine(file)
@@ -193,6 +251,8 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 target_metadata=metadata,
                 render_as_batch=True,
                 transactional_ddl=True,
+                version_table=schema.version_table,
+                include_object=belongs_to(schema),
             )
             context.run_migrations()
             if broken := connection.execute(text("PRAGMA foreign_key_check")).first():
@@ -200,3 +260,15 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     finally:
         engine.dispose()
         file.close()
+
+
+def belongs_to(schema: Schema) -> Callable[..., bool]:
+    """What Alembic compares: the line's own tables, or for the service's all but the features'."""
+    theirs = {name for other in features.SCHEMAS for name in (*other.tables, other.version_table)}
+
+    def include_object(item: "SchemaItem", name: str, kind: str, *_: object) -> bool:
+        if kind != "table":
+            return True
+        return name in schema.tables if schema.tables else name not in theirs
+
+    return include_object

@@ -10,7 +10,8 @@ from typing import Final
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers
-from app.chassis.settings import ChassisSettings, is_origin, is_production
+from app.chassis.features import ChassisSettings
+from app.chassis.settings import is_origin, is_production
 
 # What may stand in litestream.yml without being taken for YAML.
 PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")

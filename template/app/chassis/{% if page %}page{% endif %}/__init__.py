@@ -1,0 +1,45 @@
+"""One page at `/` that uses the features, so that they can be seen at work."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+
+from app.chassis.page.settings import PageSettings
+
+PAGE: Final = Path(__file__).with_name("page.html")
+
+
+def install(app: FastAPI, settings: PageSettings) -> None:
+    """Serve the page, if it is turned on."""
+    if not settings.page_enabled:
+        return
+    html = PAGE.read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": content_policy(html), "Cache-Control": "no-cache"}
+
+    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html, headers=headers)
+
+
+def content_policy(html: str) -> str:
+    """A policy under which the page's own script and style run, and nothing else does.
+
+    https://www.w3.org/TR/CSP3/#grammardef-hash-source
+    """
+    sources = {
+        name: " ".join(map(digest, re.findall(rf"<{name}>(.*?)</{name}>", html, re.DOTALL)))
+        for name in ("script", "style")
+    }
+    return (
+        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

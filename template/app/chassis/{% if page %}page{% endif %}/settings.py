@@ -1,0 +1,23 @@
+"""Whether there is a page at `/`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from app.chassis.settings import ChassisSettings
+
+
+class PageSettings(ChassisSettings):
+    """The page is a demonstration: by default in development only."""
+
+    page_enabled: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def derive_page(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(given)
+        on_railway = bool(values.get("railway_environment_id"))
+        environment = values.get("environment", "production" if on_railway else "development")
+        values.setdefault("page_enabled", str(environment).lower() == "development")
+        return values

@@ -1,0 +1,54 @@
+"""The tables of threads and their messages."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import conv
+
+from app.chassis.conversations.turns import Role, Status
+from app.chassis.times import now
+from app.models import Base
+
+
+class Thread(Base):
+    """A conversation; without sign-in it has no owner."""
+
+    __tablename__ = "threads"
+    __table_args__ = (
+        Index("ix_threads_owner_id_id", "owner_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    # no foreign key: sign-in is a feature of its own, which may come later or go
+    owner_id: Mapped[int | None]
+    title: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Message(Base):
+    """What a person has written, or the answer to it.
+
+    An answer is `interrupted` from its first moment, and `complete` when it is: so nothing has to
+    be put right after a crash. `writing_until` is when a worker that still writes it will
+    have said so again.
+    """
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        CheckConstraint("role IN ('user', 'assistant')", name=conv("ck_messages_role")),
+        CheckConstraint("status IN ('complete', 'interrupted')", name=conv("ck_messages_status")),
+        Index("ix_messages_thread_id_id", "thread_id", "id"),
+        # an id is never used again: an answer is stored, and resumed, by it
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    thread_id: Mapped[int] = mapped_column(ForeignKey("threads.id", ondelete="CASCADE"))
+    role: Mapped[Role] = mapped_column(String(9))
+    status: Mapped[Status] = mapped_column(String(11))
+    text: Mapped[str] = mapped_column(Text)
+    writing_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)

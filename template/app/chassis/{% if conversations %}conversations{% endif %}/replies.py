@@ -1,0 +1,272 @@
+"""Answers while they are written: each by one task, whoever watches it.
+
+The task is not the request's: a client that comes back within GRACE finds the answer going on.
+When nobody watches any more, or the service stops, the provider is told to stop, and what has
+come of the answer is kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Final, NamedTuple
+
+from anyio.to_thread import run_sync
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app.chassis.conversations.models import Message
+from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn
+from app.chassis.database import Database, DatabaseBusyError
+from app.chassis.streaming import RECONNECT, Events, ServerSentEvent
+from app.chassis.times import now
+
+logger = logging.getLogger(__name__)
+
+GRACE: Final = 1.0
+"""Seconds after which an answer that nobody watches ends."""
+
+SAVE_EVERY: Final = 1.0
+"""Seconds between two savings of unfinished answers, all in one transaction; a killed process
+loses so much."""
+
+LEASE: Final = timedelta(seconds=10)
+"""After this time without being saved, an unfinished answer counts as left behind."""
+
+POLL: Final = 0.5
+"""Seconds between two looks at an answer that another worker writes."""
+
+
+class Position(NamedTuple):
+    """How much of an answer a client has: an event's id is `MESSAGE-CHARACTERS`."""
+
+    message_id: int
+    characters: int
+
+    @classmethod
+    def parse(cls, event_id: str) -> "Position":
+        message_id, _, characters = event_id.partition("-")
+        return cls(int(message_id), int(characters))
+
+    def __str__(self) -> str:
+        return f"{self.message_id}-{self.characters}"
+
+
+class Reply:
+    """One answer: what has come of it, and whether more will."""
+
+    def __init__(self, message_id: int) -> None:
+        self.message_id = message_id
+        self.text = ""
+        self.status: Status | None = None
+        self.problem = ""
+        self.task: asyncio.Task[None] | None = None
+        self._watchers = 0
+        self._stoppable = True
+        self._changed = asyncio.Event()
+
+    def add(self, text: str) -> None:
+        self.text += text
+        self._tell()
+
+    def finish(self, status: Status, problem: str) -> None:
+        self.status = status
+        self.problem = problem
+        self._tell()
+
+    def stop(self) -> None:
+        """Write no more of it, and keep what there is."""
+        if self.task and self._stoppable:
+            self._stoppable = False
+            self.task.cancel()
+
+    def settle(self) -> None:
+        """It is as long as it will be; keeping it is not to be stopped."""
+        self._stoppable = False
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            asyncio.get_running_loop().call_later(GRACE, self._stop_if_unwatched)
+
+    def _stop_if_unwatched(self) -> None:
+        if not self._watchers:
+            self.stop()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Replies:
+    """The answers that this process writes.
+
+    Args:
+        database: Where they are kept.
+        provider: Who writes them; app/main.py may put another one in its place.
+    """
+
+    def __init__(self, database: Database, provider: Provider) -> None:
+        self.database = database
+        self.provider = provider
+        self._written: dict[int, Reply] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep what is written while the service runs, and all of it when it stops."""
+        saving = asyncio.create_task(self._save_now_and_then())
+        try:
+            yield
+        finally:
+            saving.cancel()
+            tasks = [reply.task for reply in self._written.values() if reply.task]
+            for reply in self._written.values():
+                reply.stop()
+            await asyncio.gather(*tasks)
+            await self.provider.aclose()
+
+    async def answer(self, message_id: int, turns: Sequence[Turn]) -> Events:
+        """Write an answer, and watch it from its first character."""
+        reply = Reply(message_id)
+        self._written[message_id] = reply
+        reply.task = asyncio.create_task(self._write(reply, turns))
+        async for event in watch(reply, 0):
+            yield event
+
+    async def resume(self, position: Position) -> Events:
+        """What comes after a position, of an answer that is written or has been."""
+        if reply := self._written.get(position.message_id):
+            events = watch(reply, position.characters)
+        else:
+            events = follow(self.database, position)
+        async for event in events:
+            yield event
+
+    async def _write(self, reply: Reply, turns: Sequence[Turn]) -> None:
+        status: Status = "interrupted"
+        problem = ""
+        try:
+            async with aclosing(self.provider.stream(turns)) as pieces:
+                async for text in pieces:
+                    reply.add(text)
+            status = "complete"
+        except ProviderError as error:
+            problem = str(error)
+        except asyncio.CancelledError:
+            logger.info("Answer %d is interrupted", reply.message_id)
+        except Exception:
+            logger.exception("Answer %d failed", reply.message_id)
+            problem = "Internal server error"
+        reply.settle()
+        try:
+            await self._save({reply: status}, writing=False)
+        except (DatabaseBusyError, SQLAlchemyError):
+            logger.exception("Answer %d could not be kept", reply.message_id)
+            status, problem = "interrupted", "The answer could not be kept"
+        reply.finish(status, problem)
+        del self._written[reply.message_id]
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            unfinished: dict[Reply, Status] = dict.fromkeys(self._written.values(), "interrupted")
+            try:
+                gone = await self._save(unfinished, writing=True)
+            except (DatabaseBusyError, SQLAlchemyError) as error:
+                logger.warning("Unfinished answers are not kept now: %s", type(error).__name__)
+                continue
+            for reply in gone:
+                reply.stop()
+
+    async def _save(self, replies: Mapping[Reply, Status], *, writing: bool) -> list[Reply]:
+        """Store the answers as they are, and return those whose thread is gone."""
+        if not replies:
+            return []
+        rows = [(reply, reply.text, status) for reply, status in replies.items()]
+        async with self.database.writing() as session:
+            return await run_sync(partial(save, session, rows, writing=writing))
+
+
+def save(
+    session: Session, rows: Iterable[tuple[Reply, str, Status]], *, writing: bool
+) -> list[Reply]:
+    until = now() + LEASE if writing else None
+    gone = []
+    for reply, text, status in rows:
+        found = session.execute(
+            update(Message)
+            .where(Message.id == reply.message_id, Message.role == "assistant")
+            .values(text=text, status=status, writing_until=until)
+            .returning(Message.id)
+        )
+        if found.first() is None:
+            gone.append(reply)
+    return gone
+
+
+async def watch(reply: Reply, characters: int) -> Events:
+    """The events of an answer that this process writes."""
+    with reply.watched():
+        yield remember(Position(reply.message_id, characters))
+        while True:
+            if text := reply.text[characters:]:
+                characters += len(text)
+                yield piece(Position(reply.message_id, characters), text)
+            elif reply.status is None:
+                await reply.changed()
+            else:
+                break
+    yield end(reply.message_id, reply.status, reply.problem)
+
+
+async def follow(database: Database, position: Position) -> Events:
+    """The events of an answer that is finished, or that another process writes."""
+    message_id, characters = position
+    yield remember(position)
+    while True:
+        message = await run_sync(read, database, message_id)
+        if message is None:
+            return  # its thread was deleted meanwhile
+        if text := message.text[characters:]:
+            characters += len(text)
+            yield piece(Position(message_id, characters), text)
+        if not is_written(message):
+            break
+        await asyncio.sleep(POLL)
+    yield end(message_id, message.status)
+
+
+def read(database: Database, message_id: int) -> Message | None:
+    with database.read() as session:
+        return session.scalar(select(Message).where(Message.id == message_id))
+
+
+def is_written(message: Message) -> bool:
+    """Whether some process is writing this answer."""
+    return message.writing_until is not None and message.writing_until > now()
+
+
+def remember(position: Position) -> ServerSentEvent:
+    """No event for a page's script, but an id to come back with before there is any text."""
+    return ServerSentEvent(id=str(position), retry=RECONNECT)
+
+
+def piece(position: Position, text: str) -> ServerSentEvent:
+    return ServerSentEvent(event="message", id=str(position), data={"text": text})
+
+
+def end(message_id: int, status: str, problem: str = "") -> ServerSentEvent:
+    if problem:
+        data = {"detail": problem, "message_id": message_id}
+        return ServerSentEvent(event="error", data=data)
+    return ServerSentEvent(event="done", data={"message_id": message_id, "status": status})

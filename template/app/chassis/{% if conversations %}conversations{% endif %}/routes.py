@@ -1,0 +1,238 @@
+"""The routes of threads and their messages."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.chassis.conversations.models import Message, Thread
+from app.chassis.conversations.owner import Owner
+from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
+from app.chassis.conversations.turns import Turn
+from app.chassis.database import Reader, Writer
+from app.chassis.streaming import EventStream, LastEventId
+from app.chassis.times import UtcTime, now
+
+router = APIRouter(prefix="/threads", tags=["conversations"])
+
+PAGE: Final = 100
+"""Threads or messages in one answer."""
+
+HISTORY: Final = 50
+"""Messages of a thread that the provider is given: the newest."""
+
+MAX_TEXT: Final = 32_000
+"""Characters of a message."""
+
+Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What SQLite can keep as an id."""
+
+
+def not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+
+EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")]
+
+
+class ThreadIn(BaseModel):
+    title: Title = "New conversation"
+
+
+class ThreadChange(BaseModel):
+    title: Title
+
+
+class ThreadOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    title: str
+    created_at: UtcTime
+    updated_at: UtcTime
+
+
+class MessageIn(BaseModel):
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(not_blank)]
+    role: Literal["user"] = "user"
+
+
+class MessageOut(BaseModel):
+    id: int
+    role: Literal["user", "assistant"]
+    status: Literal["complete", "interrupted", "streaming"]
+    text: str
+    created_at: UtcTime
+
+
+class ThreadWithMessages(ThreadOut):
+    messages: list[MessageOut]
+
+
+Limit = Annotated[int, Query(ge=1, le=PAGE)]
+Before = Annotated[Id | None, Query(description="The last id of the page before.")]
+
+
+def find_thread(session: Session, thread_id: int, owner: int | None) -> Thread:
+    """The thread, if the owner may see it.
+
+    Raises:
+        HTTPException: 404; of another's thread it is not even said that there is one.
+    """
+    thread = session.get(Thread, thread_id)
+    if thread is None or thread.owner_id != owner:
+        raise HTTPException(404, "There is no such thread")
+    return thread
+
+
+def get_replies(request: Request) -> Replies:
+    replies: Replies = request.app.state.replies
+    return replies
+
+
+@router.post("", status_code=201, response_model=ThreadOut)
+def create_thread(session: Writer, owner: Owner, thread: ThreadIn | None = None) -> Thread:
+    created = Thread(owner_id=owner, title=(thread or ThreadIn()).title)
+    session.add(created)
+    session.flush()
+    return created
+
+
+@router.get("", response_model=list[ThreadOut])
+def list_threads(
+    session: Reader, owner: Owner, before: Before = None, limit: Limit = PAGE
+) -> Sequence[Thread]:
+    """The newest first."""
+    query = select(Thread).where(Thread.owner_id == owner).order_by(Thread.id.desc())
+    if before is not None:
+        query = query.where(Thread.id < before)
+    return session.scalars(query.limit(limit)).all()
+
+
+@router.get("/{thread_id}")
+def read_thread(
+    thread_id: Id, session: Reader, owner: Owner, before: Before = None, limit: Limit = PAGE
+) -> ThreadWithMessages:
+    """A thread with its newest messages, the oldest of them first."""
+    thread = find_thread(session, thread_id, owner)
+    found = newest_messages(session, thread_id, limit, before)
+    return ThreadWithMessages(
+        **ThreadOut.model_validate(thread).model_dump(),
+        messages=[describe(message) for message in found],
+    )
+
+
+@router.patch("/{thread_id}", response_model=ThreadOut)
+def rename_thread(thread_id: Id, change: ThreadChange, session: Writer, owner: Owner) -> Thread:
+    thread = find_thread(session, thread_id, owner)
+    thread.title = change.title
+    return thread
+
+
+@router.delete("/{thread_id}", status_code=204)
+def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
+    """Delete a thread with its messages; an answer that is being written ends."""
+    session.delete(find_thread(session, thread_id, owner))
+
+
+@router.post("/{thread_id}/chat")
+def chat(
+    thread_id: Id,
+    message: MessageIn,
+    session: Writer,
+    owner: Owner,
+    replies: Annotated[Replies, Depends(get_replies)],
+    last_event_id: LastEventId[EventId | None] = None,
+) -> EventStream:
+    """Keep a message, and stream the answer to it.
+
+    Events: `message` with a piece of `text`, and in the end `done` with the answer's `message_id`
+    and `status`, or `error` with a `detail`. Sent again with Last-Event-ID, the request
+    adds no message: the answer goes on after that event.
+    """
+    thread = find_thread(session, thread_id, owner)
+    if last_event_id is not None:
+        return resumed(session, thread_id, Position.parse(last_event_id), replies)
+    latest = newest_messages(session, thread_id, 1)
+    if latest and is_written(latest[0]):
+        raise HTTPException(409, "The last answer is still being written")
+    moment = now()
+    thread.updated_at = moment
+    question = Message(thread_id=thread_id, role="user", status="complete", text=message.text)
+    answer = Message(
+        thread_id=thread_id,
+        role="assistant",
+        status="interrupted",
+        text="",
+        writing_until=moment + LEASE,
+    )
+    session.add(question)
+    session.flush()
+    turns = history(session, thread_id)
+    session.add(answer)
+    session.flush()
+    return EventStream(replies.answer(answer.id, turns))
+
+
+@router.get("/{thread_id}/messages/{message_id}/stream")
+def stream_message(
+    thread_id: Id,
+    message_id: Id,
+    session: Reader,
+    owner: Owner,
+    replies: Annotated[Replies, Depends(get_replies)],
+    last_event_id: LastEventId[EventId | None] = None,
+) -> EventStream:
+    """An answer from its first character, or after Last-Event-ID; an EventSource can read it."""
+    find_thread(session, thread_id, owner)
+    position = Position(message_id, 0)
+    if last_event_id is not None:
+        position = Position.parse(last_event_id)
+    if position.message_id != message_id:
+        raise HTTPException(422, "Last-Event-ID is of another message")
+    return resumed(session, thread_id, position, replies)
+
+
+def resumed(session: Session, thread_id: int, position: Position, replies: Replies) -> EventStream:
+    answer = session.get(Message, position.message_id)
+    if answer is None or answer.thread_id != thread_id or answer.role != "assistant":
+        raise HTTPException(404, "There is no such answer")
+    return EventStream(replies.resume(position))
+
+
+def newest_messages(
+    session: Session, thread_id: int, limit: int, before: int | None = None
+) -> list[Message]:
+    """The oldest of them first."""
+    query = select(Message).where(Message.thread_id == thread_id).order_by(Message.id.desc())
+    if before is not None:
+        query = query.where(Message.id < before)
+    return list(session.scalars(query.limit(limit)))[::-1]
+
+
+def history(session: Session, thread_id: int) -> list[Turn]:
+    """What the provider is given: it starts with a message of the person's."""
+    turns = [
+        Turn(message.role, message.text)
+        for message in newest_messages(session, thread_id, HISTORY)
+        if message.text
+    ]
+    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
+    return turns[first:]
+
+
+def describe(message: Message) -> MessageOut:
+    return MessageOut(
+        id=message.id,
+        role=message.role,
+        status="streaming" if is_written(message) else message.status,
+        text=message.text,
+        created_at=message.created_at,
+    )

@@ -1,0 +1,40 @@
+"""What a provider of answers is asked, and how it says that it cannot answer."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+Role = Literal["user", "assistant"]
+
+Status = Literal["complete", "interrupted"]
+
+
+class Turn(NamedTuple):
+    """One message of a conversation."""
+
+    role: Role
+    text: str
+
+
+class Provider(Protocol):
+    """Whoever writes the answers."""
+
+    def stream(self, turns: Sequence[Turn]) -> AsyncGenerator[str, None]:
+        """The answer to the last turn, in pieces as they come.
+
+        The generator is closed, or cancelled where it waits, when nobody wants the rest.
+
+        Args:
+            turns: The conversation, oldest first. The first and the last are the person's.
+
+        Raises:
+            ProviderError: There is no answer, or no more of it.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections; the service stops."""
+        ...
+
+
+class ProviderError(Exception):
+    """No answer, or no more of it; the message is shown to the person, and names no internals."""

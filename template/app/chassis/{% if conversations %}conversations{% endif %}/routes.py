@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
+from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
 from app.chassis.conversations.turns import Turn
 from app.chassis.database import Reader, Writer
+from app.chassis.features import ChassisSettings
 from app.chassis.streaming import EventStream, LastEventId
 from app.chassis.times import UtcTime, now
 
@@ -78,6 +80,12 @@ class ThreadWithMessages(ThreadOut):
 
 Limit = Annotated[int, Query(ge=1, le=PAGE)]
 Before = Annotated[Id | None, Query(description="The last id of the page before.")]
+
+
+def install(app: FastAPI, settings: ChassisSettings) -> None:
+    """Add the routes, and what writes the answers."""
+    app.state.replies = Replies(app.state.database, make_provider(settings))
+    app.include_router(router)
 
 
 def find_thread(session: Session, thread_id: int, owner: int | None) -> Thread:

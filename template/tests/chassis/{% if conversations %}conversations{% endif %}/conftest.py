@@ -41,7 +41,7 @@ class Model:
                 elif isinstance(piece, BaseException):
                     raise piece
                 else:
-                    while not piece.is_set():
+                    while not piece.is_set():  # noqa: ASYNC110, it is set in another thread
                         await asyncio.sleep(0.005)
         except (asyncio.CancelledError, GeneratorExit):
             self.stopped_at = time.monotonic()
@@ -97,7 +97,7 @@ class Service:
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
-        config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 

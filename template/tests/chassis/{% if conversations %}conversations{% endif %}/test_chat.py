@@ -1,0 +1,386 @@
+"""Answers: streamed, kept, resumed, and ended when nobody wants them."""
+
+import asyncio
+import threading
+import time
+from itertools import count
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+
+from app.chassis.conversations import replies, routes
+from app.chassis.conversations.models import Message
+from app.chassis.conversations.replies import LEASE, Position, Replies, Reply
+from app.chassis.conversations.turns import ProviderError
+from app.chassis.times import now
+
+from .conftest import Event, Model, Service
+
+
+def texts(events: list[Event]) -> str:
+    return "".join(event.data["text"] for event in events if event.name == "message")
+
+
+def shown(messages: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    return [(message["role"], message["status"], message["text"]) for message in messages]
+
+
+def test_an_answer_streams_and_is_kept(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate, " you"]
+
+    with service.chat(thread, "Hi") as stream:
+        assert stream.response.headers["content-type"].startswith("text/event-stream")
+        assert stream.next() == Event("message", {"text": "Hello"}, "2-5")
+        assert shown(service.messages(thread))[1][:2] == ("assistant", "streaming")
+        gate.set()
+        assert stream.rest() == [
+            Event("message", {"text": " you"}, "2-9"),
+            Event("done", {"message_id": 2, "status": "complete"}, "2-9"),
+        ]
+
+    assert shown(service.messages(thread)) == [
+        ("user", "complete", "Hi"),
+        ("assistant", "complete", "Hello you"),
+    ]
+    assert not model.stopped.is_set()
+
+
+def test_a_provider_is_given_the_conversation(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    for text in ("first", "second"):
+        with service.chat(thread, text) as stream:
+            stream.rest()
+
+    assert model.asked == [
+        [("user", "first")],
+        [("user", "first"), ("assistant", "Hello there"), ("user", "second")],
+    ]
+
+
+def test_a_long_conversation_is_cut_at_a_message_of_the_persons(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "HISTORY", 2)
+    thread = service.thread_id()
+    for text in ("first", "second"):
+        with service.chat(thread, text) as stream:
+            stream.rest()
+
+    assert model.asked[-1] == [("user", "second")]
+
+
+def test_an_answer_without_a_word_is_left_out(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    model.pieces = [ProviderError("Nothing")]
+    with service.chat(thread, "first") as stream:
+        stream.rest()
+    with service.chat(thread, "second") as stream:
+        stream.rest()
+
+    assert model.asked[-1] == [("user", "first"), ("user", "second")]
+
+
+def test_one_answer_at_a_time(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = [gate, "Hello"]
+
+    with service.chat(thread) as stream:
+        refused = service.client.post(f"/threads/{thread}/chat", json={"text": "again"})
+        assert refused.status_code == 409
+        gate.set()
+        stream.rest()
+
+    assert len(service.messages(thread)) == 2
+
+
+def test_a_provider_that_fails_is_an_error_event(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    model.pieces = ["Hel", ProviderError("The model is overloaded")]
+
+    with service.chat(thread) as stream:
+        *_, last = stream.rest()
+
+    assert last == Event("error", {"detail": "The model is overloaded", "message_id": 2}, "2-3")
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", "Hel")
+
+
+def test_a_defect_is_an_error_event_without_internals(
+    service: Service, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = service.thread_id()
+    model.pieces = ["Hel", RuntimeError("password=hunter2")]
+
+    with service.chat(thread) as stream:
+        *_, last = stream.rest()
+
+    assert last.data == {"detail": "Internal server error", "message_id": 2}
+    assert "hunter2" in caplog.text
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", "Hel")
+
+
+def test_a_client_that_goes_stops_the_provider(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    model.pieces = ["Hello", threading.Event()]
+
+    with service.chat(thread) as stream:
+        stream.next()
+    left = time.monotonic()
+
+    assert model.stopped.wait(10)
+    assert model.stopped_at - left < 2
+    service.until(lambda: shown(service.messages(thread))[1][1] != "streaming")
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", "Hello")
+
+
+def test_a_client_that_comes_back_at_once_finds_it_going_on(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate, " you"]
+
+    with service.chat(thread) as stream:
+        stream.next()
+        last_id = stream.last_id
+    with service.chat(thread, last_id=last_id) as stream:
+        gate.set()
+        events = stream.rest()
+
+    assert texts(events) == " you"
+    assert events[-1].data["status"] == "complete"
+    assert len(model.asked) == 1
+    assert len(service.messages(thread)) == 2
+
+
+def test_nothing_is_lost_or_repeated_however_often_it_is_cut(
+    service: Service, model: Model
+) -> None:
+    thread = service.thread_id()
+    gates = [threading.Event() for _ in range(8)]
+    model.pieces = [piece for number, gate in enumerate(gates) for piece in (f"{number}ü ", gate)]
+    received, last_id = "", ""
+
+    for gate in gates:
+        with service.chat(thread, last_id=last_id) as stream:
+            event = stream.next()
+            assert event is not None
+            received += event.data["text"]
+            last_id = stream.last_id
+        gate.set()
+    with service.chat(thread, last_id=last_id) as stream:
+        events = stream.rest()
+
+    assert received == "0ü 1ü 2ü 3ü 4ü 5ü 6ü 7ü "
+    assert [event.name for event in events] == ["done"]
+    assert shown(service.messages(thread))[1] == ("assistant", "complete", received)
+
+
+def test_a_finished_answer_is_resumed_from_anywhere(service: Service) -> None:
+    thread = service.thread_id()
+    with service.chat(thread) as stream:
+        stream.rest()
+
+    for start, rest in ((0, "Hello there"), (5, " there"), (11, ""), (99, "")):
+        with service.chat(thread, last_id=f"2-{start}") as stream:
+            events = stream.rest()
+        assert texts(events) == rest
+        assert events[-1] == Event("done", {"message_id": 2, "status": "complete"}, stream.last_id)
+    assert len(service.messages(thread)) == 2
+
+
+def test_a_page_can_read_it_with_an_event_source(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate, " you"]
+    path = f"/threads/{thread}/messages/2/stream"
+
+    with service.chat(thread) as stream:
+        stream.next()
+        gate.set()
+        with service.client.stream("GET", path) as response:
+            answer = response.read().decode()
+
+    assert '{"text":"Hello' in answer
+    assert '"status":"complete"' in answer
+    later = service.client.get(path, headers={"Last-Event-ID": "2-5"}).text
+    assert '{"text":" you"}' in later
+    assert "Hello" not in later
+    assert service.client.get(path, headers={"Last-Event-ID": "1-5"}).status_code == 422
+
+
+def test_only_answers_of_the_thread_are_resumed(service: Service) -> None:
+    first, second = service.thread_id(), service.thread_id()
+    with service.chat(first) as stream:
+        stream.rest()
+
+    def resume(thread: int, last_id: str) -> int:
+        return service.client.post(
+            f"/threads/{thread}/chat", json={"text": "Hi"}, headers={"Last-Event-ID": last_id}
+        ).status_code
+
+    assert resume(second, "2-0") == 404
+    assert resume(first, "1-0") == 404
+    assert resume(first, "7-0") == 404
+    for malformed in ("2", "x-1", "-1-2", "2-", "9" * 19 + "-1"):
+        assert resume(first, malformed) == 422
+    assert service.messages(second) == []
+
+
+def test_a_stop_keeps_what_was_streamed(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    model.pieces = ["Hello", threading.Event()]
+
+    with service.chat(thread) as stream:
+        stream.next()
+        service.stop()
+        assert model.stopped.is_set()
+        assert model.closed
+
+    database = service.app.state.database
+    kept = replies.read(database, 2)
+    database.dispose()
+    assert kept is not None
+    assert (kept.status, kept.text, kept.writing_until) == ("interrupted", "Hello", None)
+
+
+def test_unfinished_answers_are_kept_every_second(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process leaves is what stands in the database meanwhile."""
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+
+    with service.chat(thread) as stream:
+        stream.next()
+        service.until(lambda: service.messages(thread)[1]["text"] == "Hello", seconds=5)
+        stored = replies.read(service.app.state.database, 2)
+        assert stored is not None
+        assert stored.status == "interrupted"
+        gate.set()
+        stream.rest()
+
+
+def test_what_a_killed_process_has_left_does_not_block_its_thread(
+    service: Service, model: Model
+) -> None:
+    thread = service.thread_id()
+    with service.app.state.database.write() as session:
+        session.add(
+            Message(
+                thread_id=thread,
+                role="assistant",
+                status="interrupted",
+                text="Hel",
+                writing_until=now() - LEASE,
+            )
+        )
+
+    assert shown(service.messages(thread)) == [("assistant", "interrupted", "Hel")]
+    with service.chat(thread, "again") as stream:
+        assert stream.rest()[-1].name == "done"
+
+
+def test_the_answer_of_another_worker_is_followed(
+    service: Service, model: Model, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker is one that knows of the answer by the database only."""
+    monkeypatch.setattr(replies, "POLL", 0.02)
+    thread = service.thread_id()
+    database = app.state.database
+    with database.write() as session:
+        session.add(
+            Message(
+                thread_id=thread,
+                role="assistant",
+                status="interrupted",
+                text="Hello",
+                writing_until=now() + LEASE,
+            )
+        )
+
+    with service.chat(thread, last_id="1-2") as stream:
+        assert stream.next() == Event("message", {"text": "llo"}, "1-5")
+        with database.write() as session:
+            values = {"text": "Hello you", "status": "complete", "writing_until": None}
+            session.execute(update(Message).values(values))
+        events = stream.rest()
+
+    assert texts(events) == " you"
+    assert events[-1] == Event("done", {"message_id": 1, "status": "complete"}, "1-9")
+
+
+def test_an_answer_ends_with_its_thread(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    model.pieces = ["Hello", threading.Event()]
+
+    with service.chat(thread) as stream:
+        stream.next()
+        assert service.client.delete(f"/threads/{thread}").status_code == 204
+        assert stream.rest()[-1].data["status"] == "interrupted"
+    assert model.stopped.is_set()
+
+
+def test_an_answer_that_cannot_be_kept_is_an_error(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+
+    def fail(*_: object, **__: object) -> list[Reply]:
+        raise OperationalError(None, None, Exception("disk I/O error"))
+
+    with service.chat(thread) as stream:
+        stream.next()
+        monkeypatch.setattr(replies, "save", fail)
+        gate.set()
+        last = stream.rest()[-1]
+
+    assert last.name == "error"
+    assert last.data["detail"] == "The answer could not be kept"
+
+
+def test_a_client_that_goes_while_the_answer_is_kept_changes_nothing(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "GRACE", 0.01)
+    keep, calls = replies.save, count()
+
+    def slowly(*arguments: Any, writing: bool) -> list[Reply]:
+        if not writing:
+            next(calls)
+            time.sleep(0.3)
+        return keep(*arguments, writing=writing)
+
+    monkeypatch.setattr(replies, "save", slowly)
+    thread = service.thread_id()
+    with service.chat(thread) as stream:
+        stream.next()
+        stream.next()
+
+    service.until(lambda: shown(service.messages(thread))[1][1] == "complete")
+    assert next(calls) == 1
+
+
+def test_an_event_id_is_a_position() -> None:
+    assert str(Position(12, 340)) == "12-340"
+    assert Position.parse("12-340") == Position(12, 340)
+
+
+def test_nothing_is_written_when_nothing_is_unfinished(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: Replies = service.app.state.replies
+    called = count()
+    monkeypatch.setattr(replies, "save", lambda *_, **__: next(called))
+
+    async def save_nothing() -> None:
+        assert await written._save({}, writing=True) == []
+
+    asyncio.run(save_nothing())
+    assert next(called) == 0

@@ -50,6 +50,16 @@ def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[F
     yield docs(settings)
     yield draining(settings, variables)
     yield strategy()
+    yield from warnings(settings)
+
+
+def warnings(settings: ChassisSettings) -> Iterator[Finding]:
+    """What the settings themselves find doubtful, where no check above is about it."""
+    for text in settings.warnings():
+        name, _, message = text.partition(": ")
+        verdict, _, advice = message.partition("; ")
+        if name not in {"BACKEND_URL", "DATABASE_URL"}:
+            yield warning(f"settings.{name}", verdict, advice)
 
 
 def backend_url(settings: ChassisSettings) -> Finding:

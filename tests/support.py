@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sysconfig
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from copier._template import filter_config, load_template_config
 
 ROOT = Path(__file__).parent.parent
 
-Answers = dict[str, str | int]
+Answer = str | int | list[str]
+Answers = dict[str, Answer]
 
 SETTINGS, QUESTIONS = filter_config(load_template_config(ROOT / "copier.yml"))
 ASKED = {name: question for name, question in QUESTIONS.items() if question.get("when", True)}
@@ -31,10 +33,23 @@ def labels(name: str) -> dict[str, str]:
 
 
 SELECTS = [name for name, question in ASKED.items() if "choices" in question]
+SEVERAL = [name for name in SELECTS if QUESTIONS[name].get("multiselect")]
 TYPED = [name for name in ASKED if name not in SELECTS]
 
+# questions that are asked, and recorded, only with a feature
+ONLY_WITH = {"ai_provider": "conversations", "oauth_providers": "oauth"}
+
+
+def selections(name: str) -> list[Any]:
+    """What may be answered where several choices may be taken: a list of any of them."""
+    choices = list(labels(name).values())
+    every = chain(*(combinations(choices, size) for size in range(len(choices) + 1)))
+    return [list(some) for some in every if some or name not in ONLY_WITH]
+
+
 AXES: dict[str, list[Any]] = {
-    **{name: list(labels(name).values()) for name in SELECTS},
+    **{name: selections(name) for name in SEVERAL},
+    **{name: list(labels(name).values()) for name in SELECTS if name not in SEVERAL},
     "workers": [1, 4],
     "volume_path": ["/data", "/mnt/vol-1"],
 }
@@ -99,6 +114,39 @@ REFUSED_ANSWERS: list[tuple[str, object, str]] = [
     ("workers", "1" * 5000, "Must be a number from 1 to 16"),
     ("backup", "s3", "Must be litestream, railway or none"),
     ("backup", None, "Must be litestream, railway or none"),
+    ("features", "", "Must be a list, such as [oauth]"),
+    ("features", "oauth", "Must be a list, such as [oauth]"),
+    ("features", "conversations, oauth", "Must be a list, such as [oauth]"),
+    ("features", "- oauth", "Must be a list, such as [oauth]"),
+    ("features", "[oauth", "Must be a list, such as [oauth]"),
+    ("features", "[oauth]\n", "Must be a list, such as [oauth]"),
+    ("features", "{oauth: true}", "Must be a list, such as [oauth]"),
+    ("features", {"oauth": True}, "Must be a list, such as [oauth]"),
+    ("features", {"oauth"}, "Must be a list, such as [oauth]"),
+    ("features", None, "Must be a list, such as [oauth]"),
+    ("features", True, "Must be a list, such as [oauth]"),
+    ("features", ["auth"], "Choose from conversations, oauth"),
+    ("features", ["oauth", None], "Choose from conversations, oauth"),
+    ("features", [["oauth"]], "Choose from conversations, oauth"),
+    ("features", [{"oauth": True}], "Choose from conversations, oauth"),
+    ("features", b"oauth", "Choose from conversations, oauth"),
+    ("features", "[OAuth]", "Choose from conversations, oauth"),
+    ("features", "[,]", "Choose from conversations, oauth"),
+    ("features", "[[oauth]]", "Choose from conversations, oauth"),
+    ("features", "['oauth\"]", "Choose from conversations, oauth"),
+    ("features", "[oauth\x1f]", "Choose from conversations, oauth"),
+    ("features", "[oauth, oauth]", "Take each of them once"),
+    ("features", ["oauth", "oauth"], "Take each of them once"),
+    ("ai_provider", "claude", "Must be echo or anthropic"),
+    ("ai_provider", "[anthropic]", "Must be echo or anthropic"),
+    ("ai_provider", ["anthropic"], "Must be echo or anthropic"),
+    ("ai_provider", None, "Must be echo or anthropic"),
+    ("oauth_providers", "google", "Must be a list, such as [microsoft]"),
+    ("oauth_providers", "[google, github]", "Choose from google, microsoft"),
+    ("oauth_providers", ["google", "google"], "Take each of them once"),
+    ("oauth_providers", [], "Choose at least one"),
+    ("oauth_providers", "[]", "Choose at least one"),
+    ("oauth_providers", "[ ]", "Choose at least one"),
     ("builder", "heroku", "Must be dockerfile, railpack or nixpacks"),
     ("builder", "Dockerfile", "Must be dockerfile, railpack or nixpacks"),
     ("python_version", "3.10", "Must be 3.13, 3.14, 3.12 or 3.11"),
@@ -113,24 +161,48 @@ def allowed(answers: Mapping[str, object]) -> bool:
     return not any(refused.items() <= answers.items() for refused in REFUSED_COMBINATIONS)
 
 
+def applies(name: str, answers: Mapping[str, Any]) -> bool:
+    """Whether a question is asked of somebody with these answers."""
+    return name not in ONLY_WITH or ONLY_WITH[name] in answers.get("features", ())
+
+
+def hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def items(answers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, hashable(value)) for name, value in answers.items()]
+
+
 def pairs(answers: Mapping[str, Any]) -> set[tuple[tuple[str, Any], ...]]:
-    return set(combinations(answers.items(), 2))
+    return set(combinations(items(answers), 2))
 
 
 def every_combination(axes: Mapping[str, Iterable[Any]]) -> Iterator[Answers]:
-    every = (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
-    return filter(allowed, every)
+    always = {name: values for name, values in axes.items() if name not in ONLY_WITH}
+    for chosen in product(*always.values()):
+        answers = dict(zip(always, chosen, strict=True))
+        if not allowed(answers):
+            continue
+        further = [name for name in axes if name in ONLY_WITH and applies(name, answers)]
+        for more in product(*(axes[name] for name in further)):
+            yield {**answers, **dict(zip(further, more, strict=True))}
 
 
 def pairwise(axes: Mapping[str, Iterable[Any]]) -> list[Answers]:
     """Few combinations in which every allowed pair of choices occurs."""
-    candidates = [(answers, pairs(answers)) for answers in every_combination(axes)]
-    missing = set().union(*(covered for _, covered in candidates))
+    bits: dict[object, int] = defaultdict(lambda: 1 << len(bits))
+    candidates = [
+        (answers, sum(bits[pair] for pair in pairs(answers))) for answers in every_combination(axes)
+    ]
+    missing = sum(bits.values())
     chosen = []
     while missing:
-        answers, covered = max(candidates, key=lambda candidate: len(candidate[1] & missing))
+        answers, covered = max(
+            candidates, key=lambda candidate: (candidate[1] & missing).bit_count()
+        )
         chosen.append(answers)
-        missing -= covered
+        missing &= ~covered
     return chosen
 
 
@@ -138,7 +210,13 @@ COMBINATIONS = pairwise(AXES)
 
 
 def identify(answers: Mapping[str, object]) -> str:
-    return "-".join(str(value).strip("/").replace("/", "_") for value in answers.values())
+    return "-".join(identify_value(value) for value in answers.values())
+
+
+def identify_value(value: object) -> str:
+    if isinstance(value, list):
+        return "+".join(value) or "no"
+    return str(value).strip("/").replace("/", "_")
 
 
 def git(directory: Path, *arguments: str) -> str:

@@ -1,6 +1,7 @@
 """Good answers are taken, bad ones end the copy with one line and leave nothing behind."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,9 +13,22 @@ import yaml
 from copier._main import Worker
 from copier.errors import UserMessageError
 
-from support import ASKED, REFUSED_ANSWERS, commit, files, git, recorded
+from support import (
+    ASKED,
+    ONLY_WITH,
+    REFUSED_ANSWERS,
+    Answers,
+    commit,
+    files,
+    git,
+    identify,
+    recorded,
+)
 
 RunCopier = Callable[..., CompletedProcess[str]]
+
+# what else has to be answered for a question to be asked
+FEATURE_OF = {name: {"features": [feature]} for name, feature in ONLY_WITH.items()}
 
 GOOD_ANSWERS = [
     {"project_name": "B"},
@@ -136,9 +150,65 @@ def test_good_answers(given: dict[str, Any], snapshot: Path, tmp_path: Path) -> 
 def test_bad_answers(
     name: str, value: object, message: str, snapshot: Path, tmp_path: Path
 ) -> None:
-    refused = refusal(snapshot, tmp_path / "billing", **{name: value})
+    refused = refusal(snapshot, tmp_path / "billing", **{**FEATURE_OF.get(name, {}), name: value})
     assert f"{name}: {message}" in refused
     assert "\n" not in refused
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ("[]", []),
+        ("[ ]", []),
+        ("[oauth]", ["oauth"]),
+        ("[conversations, oauth]", ["conversations", "oauth"]),
+        ("[oauth,conversations]", ["conversations", "oauth"]),
+        ("[ 'oauth' , \"conversations\" ]", ["conversations", "oauth"]),
+        (["oauth", "conversations"], ["conversations", "oauth"]),
+        (("oauth",), ["oauth"]),
+        ([], []),
+    ],
+    ids=ascii,
+)
+def test_a_list_of_features(
+    given: object, chosen: list[str], snapshot: Path, tmp_path: Path
+) -> None:
+    assert defaults(snapshot, tmp_path / "billing", features=given)["features"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ai_provider", "anthropic", "Only with conversations"),
+        ("ai_provider", "echo", "Only with conversations"),
+        ("oauth_providers", ["microsoft"], "Only with oauth"),
+        ("oauth_providers", ["google"], "Only with oauth"),
+    ],
+)
+@pytest.mark.parametrize("other", [True, False], ids=["the other feature", "no feature"])
+def test_answers_to_what_is_not_asked(
+    name: str, value: object, message: str, other: bool, snapshot: Path, tmp_path: Path
+) -> None:
+    features = sorted({"conversations", "oauth"} - {ONLY_WITH[name]}) if other else []
+    answers = {"features": features, name: value}
+    refused = refusal(snapshot, tmp_path / "billing", **answers)
+    assert f"{name}: {message}" in refused
+    assert "\n" not in refused
+
+
+def test_a_persons_own_defaults_of_what_is_not_asked(
+    template: Path, tmp_path: Path, run_copier: RunCopier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in the settings of Copier, and are not given for this project."""
+    settings = tmp_path / "settings.yml"
+    own = {"ai_provider": "anthropic", "oauth_providers": ["microsoft"], "workers": 2}
+    settings.write_text(yaml.safe_dump({"defaults": own}))
+    monkeypatch.setenv("COPIER_SETTINGS_PATH", str(settings))
+    done = run_copier("copy", "--defaults", template, tmp_path / "billing")
+    assert done.returncode == 0, done.stderr
+    written = recorded(tmp_path / "billing")
+    assert written["workers"] == 2
+    assert not written.keys() & ONLY_WITH.keys()
 
 
 def test_every_question_refuses_something() -> None:
@@ -164,6 +234,11 @@ def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
         (["volume_path=data"], "volume_path", "Must start with /, such as /data"),
         (["workers=two"], "workers", "Must be a number from 1 to 16"),
         (["buider=nixpacks"], "buider", "There is no such question"),
+        (["features=oauth"], "features", "Must be a list, such as [oauth]"),
+        (["features=[auth]"], "features", "Choose from conversations, oauth"),
+        (["features=[oauth]", "oauth_providers=[]"], "oauth_providers", "Choose at least one"),
+        (["oauth_providers=[microsoft]"], "oauth_providers", "Only with oauth"),
+        (["ai_provider=anthropic"], "ai_provider", "Only with conversations"),
         (
             ["builder=nixpacks", "python_version=3.14"],
             "python_version",
@@ -189,6 +264,8 @@ def test_command_refuses_data(
     ("given", "question", "message"),
     [
         ({"project_name": "Billing\0API"}, "project_name", "Must be one line of plain text"),
+        ({"features": "oauth"}, "features", "Must be a list, such as [oauth]"),
+        ({"features": {"oauth": ["google"]}}, "features", "Must be a list, such as [oauth]"),
         (
             {"builder": "nixpacks", "python_version": 3.14},
             "python_version",
@@ -232,31 +309,137 @@ def test_refused_copy_leaves_an_existing_directory_alone(
     assert list(files(folder)) == ["notes.txt"]
 
 
-def test_update_refuses_nixpacks_with_python_3_14(
-    releases: Path, tmp_path: Path, run_copier: RunCopier
+def new_project(releases: Path, folder: Path, **answers: object) -> Path:
+    """A project of the first release, committed."""
+    data = {"project_name": "Billing API", **answers}
+    copier.run_copy(str(releases), folder, data=data, vcs_ref="0.1.0", defaults=True, quiet=True)
+    commit(folder, "New project")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_features(releases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with every feature: copy it."""
+    folder = tmp_path_factory.mktemp("features") / "billing"
+    return new_project(releases, folder, features=["conversations", "oauth"])
+
+
+def assert_update_is_refused(
+    done: CompletedProcess[str], project: Path, question: str, message: str
 ) -> None:
-    project = tmp_path / "billing"
-    before = {"python_version": "3.14"}
-    copier.run_copy(str(releases), project, data=before, vcs_ref="0.1.0", defaults=True, quiet=True)
-    commit(project, "New project")
-    done = run_copier("update", "--defaults", "--data", "builder=nixpacks", cwd=project)
-    assert done.returncode == 1
     output = done.stdout + done.stderr
+    assert done.returncode == 1, output
     assert "Traceback" not in output
-    refused = [line for line in output.splitlines() if "python_version" in line]
-    assert len(refused) == 1
-    assert "python_version: Nixpacks has no Python 3.14" in refused[0]
+    [refused] = [line for line in output.splitlines() if question in line]
+    assert f"{question}: {message}" in refused
     assert git(project, "status", "--porcelain") == ""
 
 
-def test_another_projects_answers_serve_as_a_data_file(
-    run_copier: RunCopier, template: Path, render: Callable[..., Path], tmp_path: Path
+def test_update_refuses_nixpacks_with_python_3_14(
+    releases: Path, tmp_path: Path, run_copier: RunCopier
 ) -> None:
-    other = render(backup="none", workers=3, volume_path="/mnt/vol-1")
+    project = new_project(releases, tmp_path / "billing", python_version="3.14")
+    done = run_copier("update", "--defaults", "--data", "builder=nixpacks", cwd=project)
+    assert_update_is_refused(done, project, "python_version", "Nixpacks has no Python 3.14")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("backup", "s3", "Must be litestream, railway or none"),
+        ("workers", 99, "Must be a number from 1 to 16"),
+        ("features", "oauth", "Must be a list, such as [oauth]"),
+        ("features", ["oauth", "auth"], "Choose from conversations, oauth"),
+        ("oauth_providers", [], "Choose at least one"),
+        ("oauth_providers", ["github"], "Choose from google, microsoft"),
+        ("ai_provider", "claude", "Must be echo or anthropic"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["update"], ["recopy", "--overwrite"]], ids=["update", "recopy"]
+)
+def test_a_wrong_record_is_refused(
+    command: list[str],
+    name: str,
+    value: object,
+    message: str,
+    with_features: Path,
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    """Copier by itself ends with a traceback, or takes the default without a word."""
+    project = tmp_path / "billing"
+    shutil.copytree(with_features, project)
+    answers = project / ".copier-answers.yml"
+    answers.write_text(yaml.safe_dump({**recorded(project), name: value}))
+    commit(project, "Edit the answers")
+    done = run_copier(*command, "--defaults", cwd=project)
+    assert_update_is_refused(done, project, name, message)
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "kept"),
+    [
+        (["conversations", "oauth"], "[]", {}),
+        (["conversations", "oauth"], "[conversations]", {"ai_provider": "anthropic"}),
+        (["oauth"], "[conversations]", {"ai_provider": "echo"}),
+        ([], "[oauth]", {"oauth_providers": ["google"]}),
+    ],
+    ids=str,
+)
+def test_features_are_changed_later(
+    before: list[str],
+    given: str,
+    kept: dict[str, object],
+    releases: Path,
+    render: Callable[..., Path],
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    further = {"ai_provider": "anthropic", "oauth_providers": ["microsoft"]}
+    answers = {name: further[name] for name in further if ONLY_WITH[name] in before}
+    project = new_project(releases, tmp_path / "billing", features=before, **answers)
+
+    done = run_copier(
+        "update", "--defaults", "--vcs-ref=:current:", "--data", f"features={given}", cwd=project
+    )
+
+    assert done.returncode == 0, done.stderr
+    written = recorded(project)
+    assert written["features"] == yaml.safe_load(given)
+    assert {name: written[name] for name in ONLY_WITH if name in written} == kept
+    assert sources(project) == sources(render(features=written["features"], **kept))
+
+
+def sources(project: Path) -> dict[str, bytes]:
+    """All that is in a project, where it comes from aside."""
+    names = files(project)
+    del names[".copier-answers.yml"]
+    return {name: path.read_bytes() for name, path in names.items()}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"backup": "none", "workers": 3, "volume_path": "/mnt/vol-1"},
+        {"features": ["conversations"], "ai_provider": "anthropic"},
+        {"features": ["conversations", "oauth"], "oauth_providers": ["google", "microsoft"]},
+    ],
+    ids=identify,
+)
+def test_another_projects_answers_serve_as_a_data_file(
+    answers: Answers,
+    run_copier: RunCopier,
+    template: Path,
+    render: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    other = render(**answers)
     project = tmp_path / "project"
     done = run_copier(
         "copy", "--defaults", "--data-file", other / ".copier-answers.yml", template, project
     )
     assert done.returncode == 0, done.stderr
     ours, theirs = recorded(project), recorded(other)
-    assert {name: ours[name] for name in ASKED} == {name: theirs[name] for name in ASKED}
+    assert answers.items() <= ours.items()
+    assert {name: ours.get(name) for name in ASKED} == {name: theirs.get(name) for name in ASKED}

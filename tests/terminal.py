@@ -10,6 +10,7 @@ import pexpect
 import pyte
 
 ENTER = "\r"
+SPACE = " "
 CLEAR_LINE = "\x15"
 INTERRUPT = "\x03"
 DOWN = "\x1b[B"

@@ -16,7 +16,17 @@ from copier._user_data import Question
 from jinja2 import nodes
 from packaging.version import Version
 
-from support import ASKED, QUESTIONS, REFUSED_ANSWERS, SELECTS, SETTINGS, TYPED, labels
+from support import (
+    ASKED,
+    ONLY_WITH,
+    QUESTIONS,
+    REFUSED_ANSWERS,
+    SELECTS,
+    SETTINGS,
+    SEVERAL,
+    TYPED,
+    labels,
+)
 
 DEFAULTS = {
     "project_name": ("str", "Billing"),
@@ -28,6 +38,9 @@ DEFAULTS = {
     "volume_path": ("str", "/data"),
     "workers": ("int", 1),
     "backup": ("str", "railway"),
+    "features": ("str", []),
+    "ai_provider": ("str", "echo"),
+    "oauth_providers": ("str", ["google"]),
     "builder": ("str", "dockerfile"),
     "python_version": ("str", "3.13"),
     "ci": ("str", "github"),
@@ -103,6 +116,15 @@ def test_questions_and_their_order() -> None:
     assert names == ["refuse_given", *DEFAULTS, *computed, "refuse_combination"]
 
 
+def test_hook_knows_the_same_questions(validators: ModuleType) -> None:
+    assert sorted(validators.questions) == sorted(ASKED)
+
+
+def test_the_last_question_looks_at_every_answer() -> None:
+    for name in ASKED:
+        assert f"'{name}': {name}" in QUESTIONS["refuse_combination"]["default"]
+
+
 def test_types_and_defaults(snapshot: Path, tmp_path: Path) -> None:
     folder = tmp_path / "billing"
     worker = copier.run_copy(str(snapshot), folder, defaults=True, quiet=True, pretend=True)
@@ -114,6 +136,14 @@ def test_types_and_defaults(snapshot: Path, tmp_path: Path) -> None:
 def test_hidden_questions_are_always_hidden(name: str) -> None:
     assert QUESTIONS[name]["when"] is False
     assert "default" in QUESTIONS[name]
+
+
+def test_questions_are_asked_with_their_feature() -> None:
+    conditional = {name: question["when"] for name, question in ASKED.items() if "when" in question}
+    assert conditional == {
+        name: f"{{{{ '{feature}' in features }}}}" for name, feature in ONLY_WITH.items()
+    }
+    assert set(ONLY_WITH.values()) <= set(labels("features").values())
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -132,7 +162,8 @@ def test_choices_are_labelled(name: str) -> None:
     assert len(set(choices.values())) == len(choices)
     assert max(map(len, choices)) <= 74
     recommended = {value for label, value in choices.items() if "recommended" in label}
-    assert DEFAULTS[name][1] in recommended
+    default = DEFAULTS[name][1]
+    assert recommended >= set(default if name in SEVERAL else [default])
 
 
 @pytest.mark.parametrize("name", TYPED)
@@ -142,7 +173,9 @@ def test_typed_answers_are_validated_in_the_hook(name: str) -> None:
 
 @pytest.mark.parametrize("name", SELECTS)
 def test_choices_are_validated_in_the_hook(name: str) -> None:
-    assert "validator" not in ASKED[name]
+    # Copier asks no validator for a single choice; of several, one may have to be taken.
+    at_least_one = {"oauth_providers": f"{FROM_HOOK.format(name=name)}{name}) }}}}"}
+    assert ASKED[name].get("validator") == at_least_one.get(name)
     for choice in ASKED[name]["choices"].values():
         if isinstance(choice, dict):
             assert FROM_HOOK.format(name=name).removesuffix("{{ valid(") in choice["validator"]
@@ -156,7 +189,10 @@ def prompted_messages(validators: Any) -> set[str]:
     messages = {
         getattr(validators, name)(value) for name, value, _ in REFUSED_ANSWERS if name in TYPED
     }
-    return messages | {validators.python_version("3.14", "nixpacks")}
+    return messages | {
+        validators.python_version("3.14", "nixpacks"),
+        validators.oauth_providers([]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -173,8 +209,13 @@ def test_messages_fit_the_terminal(validators: Any) -> None:
     assert max(map(len, messages)) <= 35
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_messages_about_lists_are_short(name: str) -> None:
+    assert max(len(message) for question, _, message in REFUSED_ANSWERS if question == name) <= 35
+
+
 def test_every_message_is_among_those_checked(snapshot: Path, validators: Any) -> None:
-    prompted = {"is_text", "python_version", *TYPED}
+    prompted = {"is_text", "python_version", "oauth_providers", *TYPED}
     with Worker(src_path=str(snapshot)) as worker:
         source = (snapshot / "hooks/validators.jinja").read_text(encoding="utf-8")
         macros = {

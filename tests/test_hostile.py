@@ -123,8 +123,46 @@ REFUSED_PATHS = [
     "/" + "x" * 500,
 ]
 
+# text that is to be a list
+REFUSED_LISTS = [
+    "[google]; rm -rf /",
+    "[google] # comment",
+    "[google, $(id)]",
+    "[google, `id`]",
+    "[google, {{ 7*7 }}]",
+    "{{ ['google'] }}",
+    "{% raw %}",
+    "[google, !!python/name:os.system ]",
+    "!!python/object/apply:os.system [id]",
+    "!!set {google}",
+    "[&a google, *a]",
+    "&a [*a]",
+    "[google: true]",
+    "[? google]",
+    "[google, null]",
+    "[google,, microsoft]",
+    "[google microsoft]",
+    "[google, 'microsoft]",
+    "[\"'google'\"]",
+    "[goo\\x67le]",
+    '["goo\\x67le"]',
+    "[google\n]",
+    "[google]\n---\n[microsoft]",
+    "[google\tmicrosoft]",
+    "[google\0]",
+    "[google\x85]",
+    "[google\ud83d]",
+    "[\N{FULLWIDTH LATIN SMALL LETTER G}oogle]",
+    "[google\N{NO-BREAK SPACE}]",
+    "[GOOGLE]",
+    "[" * 5000,
+    "[" * 5000 + "]" * 5000,
+    "[" + "google," * 20000 + "]",
+    "[" + " " * 100000 + "x]",
+]
 
-def refusal(template: Path, folder: Path, **answers: str) -> str:
+
+def refusal(template: Path, folder: Path, **answers: object) -> str:
     with pytest.raises(UserMessageError) as caught:
         copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
     assert not folder.exists()
@@ -207,6 +245,18 @@ def test_text_is_refused(question: str, text: str, snapshot: Path, tmp_path: Pat
 def test_path_is_refused(path: str, snapshot: Path, tmp_path: Path) -> None:
     message = refusal(snapshot, tmp_path / "project", volume_path=path)
     assert "volume_path: " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", REFUSED_LISTS, ids=lambda text: ascii(text)[:40])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["text", "an item"])
+def test_list_is_refused(wrapped: bool, text: str, snapshot: Path, tmp_path: Path) -> None:
+    """The text of a list, and the same as an item of one."""
+    answer = ["google", text] if wrapped else text
+    answers = {"features": ["oauth"], "oauth_providers": answer}
+    message = refusal(snapshot, tmp_path / "project", **answers)
+    assert "oauth_providers: " in message
+    assert text not in message
     assert "\n" not in message
 
 

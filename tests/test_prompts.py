@@ -8,8 +8,8 @@ from typing import Any
 import copier
 import pytest
 
-from support import ASKED, TYPED, labels, recorded
-from terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, Terminal
+from support import ASKED, ONLY_WITH, SEVERAL, TYPED, applies, commit, labels, recorded
+from terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, SPACE, Terminal
 
 
 def copying(template: Path, folder: Path) -> Terminal:
@@ -28,6 +28,11 @@ def pass_over(terminal: Terminal, *names: str) -> None:
         terminal.press(ENTER)
 
 
+def marks(name: str, *marked: str) -> list[str]:
+    """The choices of a question with their marks, as they stand on the screen."""
+    return [f"{'●' if value in marked else '○'} {label}" for label, value in labels(name).items()]
+
+
 def correct(terminal: Terminal, bad: str, message: str, good: str) -> None:
     terminal.press(CLEAR_LINE, bad, ENTER)
     terminal.wait_for(message)
@@ -43,9 +48,13 @@ def test_enter_takes_the_defaults(template: Path, tmp_path: Path) -> None:
 
     with copying(template, tmp_path / "billing") as terminal:
         for name in ASKED:
+            if not applies(name, defaults):
+                continue
             question(terminal, name)
             if name in TYPED:
                 terminal.wait_for(f"   {defaults[name]}")
+            elif name in SEVERAL:
+                terminal.wait_for(*marks(name, *defaults[name]))
             else:
                 chosen = [label for label, value in labels(name).items() if value == defaults[name]]
                 screen = terminal.wait_for(f" » {chosen[0]}")
@@ -54,7 +63,9 @@ def test_enter_takes_the_defaults(template: Path, tmp_path: Path) -> None:
             terminal.press(ENTER)
         assert terminal.wait_for_end() == 0
 
-    assert defaults.items() <= recorded(tmp_path / "billing").items()
+    answers = recorded(tmp_path / "billing")
+    del answers["_commit"], answers["_src_path"]
+    assert answers == {name: defaults[name] for name in ASKED if name not in ONLY_WITH}
 
 
 def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
@@ -73,6 +84,7 @@ def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
         question(terminal, "backup")
         terminal.wait_for(" » Litestream")
         terminal.press(ENTER)
+        pass_over(terminal, "features")
         question(terminal, "builder")
         terminal.press(DOWN, DOWN)
         terminal.wait_for(" » Nixpacks")
@@ -86,19 +98,99 @@ def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
         assert terminal.wait_for_end() == 0
 
     answers = recorded(tmp_path / "billing")
-    assert {name: answers[name] for name in ASKED if name != "project_description"} == {
+    del answers["_commit"], answers["_src_path"], answers["project_description"]
+    assert answers == {
         "project_name": "Billing API",
         "profile": "production",
         "volume_path": "/mnt/vol-1",
         "workers": 4,
         "backup": "litestream",
+        "features": [],
         "builder": "nixpacks",
         "python_version": "3.12",
         "ci": "github",
     }
 
 
-@pytest.mark.parametrize("name", ["project_name", "backup"])
+def test_features_ask_further(template: Path, tmp_path: Path) -> None:
+    with copying(template, tmp_path / "billing") as terminal:
+        names = list(ASKED)
+        pass_over(terminal, *names[: names.index("features")])
+        question(terminal, "features")
+        terminal.wait_for(*marks("features"))
+        terminal.press(SPACE, DOWN, SPACE)
+        terminal.wait_for(*marks("features", "conversations", "oauth"))
+        terminal.press(ENTER)
+
+        question(terminal, "ai_provider")
+        terminal.wait_for(" » Echo")
+        terminal.press(DOWN)
+        terminal.wait_for(" » Anthropic")
+        terminal.press(ENTER)
+
+        question(terminal, "oauth_providers")
+        terminal.wait_for(*marks("oauth_providers", "google"))
+        terminal.press(SPACE)
+        terminal.wait_for(*marks("oauth_providers"))
+        terminal.press(ENTER)
+        screen = terminal.wait_for(
+            "Validation error for question 'oauth_providers': Choose at least one"
+        )
+        assert all(line in screen for line in ASKED["oauth_providers"]["help"].splitlines())
+        terminal.press(DOWN, SPACE)
+        terminal.wait_for(*marks("oauth_providers", "microsoft"))
+        terminal.press(ENTER)
+        pass_over(terminal, "builder", "python_version", "ci")
+        assert terminal.wait_for_end() == 0
+
+    answers = recorded(tmp_path / "billing")
+    assert answers["features"] == ["conversations", "oauth"]
+    assert answers["ai_provider"] == "anthropic"
+    assert answers["oauth_providers"] == ["microsoft"]
+
+
+def test_one_feature_asks_its_own_question_only(template: Path, tmp_path: Path) -> None:
+    with copying(template, tmp_path / "billing") as terminal:
+        names = list(ASKED)
+        pass_over(terminal, *names[: names.index("features")])
+        question(terminal, "features")
+        terminal.press(DOWN, SPACE)
+        terminal.wait_for(*marks("features", "oauth"))
+        terminal.press(ENTER)
+        pass_over(terminal, "oauth_providers", "builder", "python_version", "ci")
+        assert terminal.wait_for_end() == 0
+        assert ASKED["ai_provider"]["help"].splitlines()[0] not in terminal.text
+
+    answers = recorded(tmp_path / "billing")
+    assert (answers["features"], answers["oauth_providers"]) == (["oauth"], ["google"])
+    assert "ai_provider" not in answers
+
+
+def test_an_update_shows_the_answers_of_before(releases: Path, tmp_path: Path) -> None:
+    """And a feature that is unmarked there takes its further answers with it."""
+    project = tmp_path / "billing"
+    before = {"features": ["oauth"], "oauth_providers": ["microsoft"]}
+    copier.run_copy(str(releases), project, data=before, vcs_ref="0.1.0", defaults=True, quiet=True)
+    commit(project, "New project")
+
+    command = [sys.executable, "-m", "copier", "update"]
+    with Terminal(command, cwd=project, env=os.environ) as terminal:
+        names = list(ASKED)
+        pass_over(terminal, *names[: names.index("features")])
+        question(terminal, "features")
+        terminal.wait_for(*marks("features", "oauth"))
+        terminal.press(SPACE, DOWN, SPACE)
+        terminal.wait_for(*marks("features", "conversations"))
+        terminal.press(ENTER)
+        pass_over(terminal, "ai_provider", "builder", "python_version", "ci")
+        assert terminal.wait_for_end() == 0
+
+    answers = recorded(project)
+    assert (answers["features"], answers["ai_provider"]) == (["conversations"], "echo")
+    assert "oauth_providers" not in answers
+
+
+@pytest.mark.parametrize("name", ["project_name", "backup", "features"])
 def test_interrupt_leaves_nothing(name: str, template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
         names = list(ASKED)

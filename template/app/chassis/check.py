@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from app.chassis import replication
+from app.chassis import features, replication
 from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
@@ -46,6 +46,7 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
                 skipped("volume", "only known where it is mounted: run `check` there as well")
             )
         findings += replication.check(settings)
+        findings += features.check(settings)
         findings += deployment.check()
     return findings
 

@@ -1,0 +1,23 @@
+"""`python -m app check` for the sign-in: what the providers have to be told, and who is let in."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from app.chassis.checks.finding import Finding, ok, skipped
+from app.chassis.oauth.providers import providers
+
+if TYPE_CHECKING:
+    from app.chassis.features import ChassisSettings
+
+
+def check(settings: "ChassisSettings") -> Iterator[Finding]:
+    """What can be said of the settings wherever they come from."""
+    for provider in providers(settings):
+        name = f"sign-in.{provider.name}"
+        if provider.offered:
+            uri = provider.redirect_uri(settings.backend_url)
+            yield ok(name, f"{uri} has to be among the client's redirect URIs")
+        else:
+            yield skipped(name, f"{provider.name.upper()}_CLIENT_ID is not set")
+    admitted = ", ".join(settings.allowed_emails) or "everyone who has an account there"
+    yield ok("sign-in.admitted", admitted)

@@ -1,0 +1,32 @@
+"""The table of people who have signed in; one of your own refers to it by `users.id`."""
+
+from datetime import datetime
+
+from sqlalchemy import PrimaryKeyConstraint, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.chassis.times import now
+from app.models import Base
+
+
+class User(Base):
+    """One account at one provider; who has two is two users."""
+
+    __tablename__ = "users"
+    # Never reuse an id: a cookie of its former owner may still be about.
+    __table_args__ = (
+        PrimaryKeyConstraint("id", name="pk_users"),
+        UniqueConstraint("provider", "subject", name="uq_users_provider"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int]
+    provider: Mapped[str] = mapped_column(String(20))
+    subject: Mapped[str] = mapped_column(String(300))
+    # only if the provider has verified it
+    email: Mapped[str | None] = mapped_column(String(254))
+    name: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    last_login_at: Mapped[datetime] = mapped_column(default=now)
+    # sessions of an earlier epoch have been signed out
+    session_epoch: Mapped[int] = mapped_column(default=0)

@@ -1,0 +1,56 @@
+"""Requests that change something come from the service's own pages, or from those it has listed.
+
+A browser sends the session's cookie along with whatever request a page makes. SameSite keeps it
+from other sites, yet not from other hosts and ports of the same site; the header Origin tells.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.chassis.http import problem
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class OriginCheck:
+    """Refuse what carries the cookie, may change something, and comes from elsewhere.
+
+    Args:
+        app: The application.
+        cookie: The cookie's name.
+        origins: Origins whose pages are trusted, besides the host that was asked.
+    """
+
+    def __init__(self, app: ASGIApp, cookie: str, origins: Iterable[str]) -> None:
+        self.app = app
+        self.cookie = cookie
+        # with "*" anybody may call, and nobody with the cookie
+        self.origins = frozenset(origin.lower() for origin in origins if origin not in {"", "*"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self.allows(HTTPConnection(scope)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")(
+                scope, receive, send
+            )
+
+    def allows(self, connection: HTTPConnection) -> bool:
+        if connection.scope.get("method") in SAFE_METHODS or self.cookie not in connection.cookies:
+            return True
+        origin = connection.headers.get("origin", "").lower()
+        return origin in self.origins or origin in own_origins(connection)
+
+
+def own_origins(connection: HTTPConnection) -> set[str]:
+    """Those of the host that was asked; what came over HTTPS may look otherwise behind a proxy."""
+    host = connection.headers.get("host", "").lower()
+    own = {f"https://{host}"}
+    if connection.scope["scheme"] in {"http", "ws"}:
+        own.add(f"http://{host}")
+    return own

@@ -1,0 +1,234 @@
+"""The routes below /auth: to the provider, back from it, who one is, and out again."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Final
+from urllib.parse import unquote
+
+import anyio
+import anyio.to_thread
+import httpx2
+from authlib.integrations.starlette_client import OAuthError
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from joserfc.errors import JoseError
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from starlette.middleware.sessions import SessionMiddleware
+
+from app.chassis.database import Database, Writer
+from app.chassis.features import ChassisSettings
+from app.chassis.oauth.client import TIMEOUT, Client
+from app.chassis.oauth.models import User
+from app.chassis.oauth.origin import OriginCheck
+from app.chassis.oauth.provider import Identity, Provider, UntrustworthyError
+from app.chassis.oauth.providers import providers
+from app.chassis.oauth.session import KEY, CurrentUser, begin, cookie_key, cookie_name
+from app.chassis.oauth.settings import OAuthSettings
+from app.chassis.times import now
+
+logger = logging.getLogger(__name__)
+
+NEXT: Final = "next"
+"""Under which the session has the page to return to."""
+
+PATH_FORM: Final = re.compile(r"/[!-~]{0,1000}")
+
+ELSEWHERE: Final = re.compile(r"^//|[\\\x00-\x1f\x7f]")
+"""What leads to another host; a backslash is a slash to browsers, and others they leave out."""
+
+NO_STORE: Final = {"Cache-Control": "no-store"}
+
+TALKATIVE: Final = ("authlib", "httpcore2", "httpx2")
+"""Loggers that tell verifiers, headers and addresses at lower levels."""
+
+
+class Me(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    provider: str
+    email: str | None
+    name: str | None
+
+
+def add_sign_in(app: FastAPI, settings: ChassisSettings) -> None:
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    clients = {provider.name: Client(provider) for provider in providers(settings)}
+    app.include_router(make_router(settings, clients))
+    # The last one added is the first to see a request.
+    app.add_middleware(
+        SessionMiddleware,
+        secret_key=cookie_key(settings),
+        session_cookie=cookie_name(settings),
+        max_age=settings.session_max_age,
+        https_only=settings.production,
+    )
+    app.add_middleware(
+        OriginCheck,
+        cookie=cookie_name(settings),
+        origins=(settings.backend_url, *settings.cors_origins),
+    )
+
+
+def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRouter:
+    """The routes.
+
+    Args:
+        settings: Where people come back to, and who is let in.
+        clients: By the providers' names.
+    """
+    router = APIRouter(prefix="/auth", tags=["sign-in"])
+
+    def choose(name: str) -> Client:
+        client = clients.get(name)
+        if client is None:
+            raise refusal(404, f"People sign in with {' or '.join(clients)} here")
+        if not client.provider.offered:
+            raise refusal(503, f"{name.upper()}_CLIENT_ID is not set; see README.md, Sign-in")
+        return client
+
+    @router.get("/{provider}/login")
+    async def login(
+        request: Request,
+        provider: str,
+        page: Annotated[str, Query(alias="next", description="Where to go afterwards.")] = "/",
+    ) -> Response:
+        """Send somebody to the provider."""
+        client = choose(provider)
+        with blaming(client.provider):
+            uri = client.provider.redirect_uri(settings.backend_url)
+            answer = await client.send_away(request, uri)
+        request.session[NEXT] = safe_path(page)
+        answer.headers.update(NO_STORE)
+        return answer
+
+    @router.get("/{provider}/callback", include_in_schema=False)
+    async def callback(request: Request, provider: str) -> Response:
+        """Take somebody back from the provider, and sign them in."""
+        client = choose(provider)
+        if not await client.expects(request):
+            raise expired(client.provider)
+        if not request.query_params.get("code"):
+            await client.forget(request)
+            error = request.query_params.get("error", "")
+            logger.info("%s has signed nobody in: %s", client.provider.title, as_code(error))
+            raise refusal(
+                400,
+                f"{client.provider.title} has not signed you in; {start_again(client.provider)}",
+            )
+        with blaming(client.provider):
+            identity = await client.identify(request)
+        require_admission(settings, client.provider, identity)
+        database: Database = request.app.state.database
+        async with database.writing() as session:
+            user = await anyio.to_thread.run_sync(store, session, provider, identity)
+        page = request.session.get(NEXT, "/")
+        begin(request.session, user)
+        logger.info("User %d has signed in with %s", user.id, client.provider.title)
+        return RedirectResponse(page, 303, NO_STORE)
+
+    @router.get("/me", response_model=Me)
+    def me(user: CurrentUser, response: Response) -> User:
+        """Who is signed in."""
+        response.headers.update(NO_STORE)
+        return user
+
+    @router.post("/logout", status_code=204)
+    def logout(request: Request, session: Writer) -> None:
+        """Sign out, here and everywhere: every cookie that the user has ends with it."""
+        kept = request.session.get(KEY)
+        if kept and close_sessions(session, kept["id"], kept["epoch"]):
+            logger.info("User %d has signed out", kept["id"])
+        request.session.clear()
+
+    return router
+
+
+def refusal(status: int, detail: str) -> HTTPException:
+    return HTTPException(status, detail, NO_STORE)
+
+
+def expired(provider: Provider) -> HTTPException:
+    return refusal(400, f"This sign-in has expired or was used; {start_again(provider)}")
+
+
+def start_again(provider: Provider) -> str:
+    return f"start again at /auth/{provider.name}/login"
+
+
+def as_code(error: str) -> str:
+    """An error code of OAuth for the log; what comes by the browser may be any text."""
+    return error if re.fullmatch("[a-z_]{1,40}", error) else "for a reason that is no code"
+
+
+@contextmanager
+def blaming(provider: Provider) -> Iterator[None]:
+    """Bound what a provider does, and answer what it does wrong with one line, here and there."""
+    try:
+        with anyio.fail_after(TIMEOUT):
+            yield
+    except httpx2.HTTPStatusError as error:
+        status, address = error.response.status_code, error.request.url
+        logger.error("%s answers %s with %d", provider.title, address, status)
+        raise refusal(502, f"{provider.title} is out of order; try again later") from None
+    except (httpx2.HTTPError, TimeoutError) as error:
+        logger.warning("%s does not answer: %s", provider.title, type(error).__name__)
+        raise refusal(502, f"{provider.title} does not answer; try again later") from None
+    except OAuthError as error:
+        if error.error == "invalid_grant":
+            raise expired(provider) from None
+        logger.error("%s refuses this service: %s", provider.title, as_code(str(error.error)))
+        raise refusal(502, f"{provider.title} refuses this service; its log says why") from None
+    except Exception as error:
+        told = str(error) if isinstance(error, JoseError | UntrustworthyError) else ""
+        logger.error(
+            "%s has sent what cannot be trusted: %s %s", provider.title, type(error).__name__, told
+        )
+        raise refusal(502, f"{provider.title} has sent what cannot be trusted") from None
+
+
+def require_admission(settings: OAuthSettings, provider: Provider, identity: Identity) -> None:
+    if settings.admits(identity.email, whole_domain=identity.whole_domain):
+        return
+    logger.info("%s has signed in somebody who is not in ALLOWED_EMAILS", provider.title)
+    if identity.email is None:
+        raise refusal(403, f"{provider.title} has no verified e-mail address of this account")
+    raise refusal(403, "The e-mail address of this account is not in ALLOWED_EMAILS")
+
+
+def store(session: Session, provider: str, identity: Identity) -> User:
+    """Make a row for the account, or bring its row up to date."""
+    account = select(User).where(User.provider == provider, User.subject == identity.subject)
+    user = session.scalars(account).one_or_none()
+    if user is None:
+        user = User(provider=provider, subject=identity.subject)
+        session.add(user)
+    user.email = identity.email
+    user.name = identity.name
+    user.last_login_at = now()
+    session.flush()
+    return user
+
+
+def close_sessions(session: Session, user_id: int, epoch: int) -> bool:
+    """End every session of the user, unless the one that asks has been ended before."""
+    statement = (
+        update(User)
+        .where(User.id == user_id, User.session_epoch == epoch)
+        .values(session_epoch=epoch + 1)
+        .returning(User.id)
+    )
+    return session.scalar(statement) is not None
+
+
+def safe_path(page: str) -> str:
+    """The page if it is one of this host's, else the first."""
+    decoded = unquote(page.partition("?")[0])
+    if not PATH_FORM.fullmatch(page) or any(map(ELSEWHERE.search, (page, decoded))):
+        return "/"
+    return page

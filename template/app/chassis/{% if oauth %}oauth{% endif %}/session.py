@@ -1,0 +1,69 @@
+"""Who is signed in: a signed cookie that says who and since when, held against the database."""
+
+import hashlib
+import hmac
+import time
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
+
+from app.chassis.database import Database
+from app.chassis.oauth.models import User
+from app.chassis.oauth.settings import OAuthSettings
+
+KEY: Final = "user"
+"""Under which the session has who is signed in; what else it has is of sign-ins under way."""
+
+
+def cookie_name(settings: OAuthSettings) -> str:
+    """Browsers take `__Host-` only from the host itself, over HTTPS and for all of its paths."""
+    return "__Host-session" if settings.production else "session"
+
+
+def cookie_key(settings: OAuthSettings) -> str:
+    """A key of its own, so that nothing else that SECRET_KEY signs can pass as a session."""
+    secret = settings.secret_key.get_secret_value().encode()
+    return hmac.new(secret, b"session cookie", hashlib.sha256).hexdigest()
+
+
+def begin(session: dict[str, Any], user: User) -> None:
+    """Sign somebody in; nothing of the session before remains."""
+    session.clear()
+    session[KEY] = {"id": user.id, "epoch": user.session_epoch, "since": int(time.time())}
+
+
+def find_user(connection: HTTPConnection) -> User | None:
+    """Who is signed in, if anybody is and may still be."""
+    kept = connection.session.get(KEY)
+    settings: OAuthSettings = connection.app.state.settings
+    # the cookie's own age begins anew whenever the session changes
+    if kept is None or time.time() >= kept["since"] + settings.session_max_age:
+        return None
+    database: Database = connection.app.state.database
+    # A session of its own, and over at once: a route would hold its `Reader` while it waits.
+    with database.read() as session:
+        user = session.get(User, kept["id"])
+    if user is None or user.session_epoch != kept["epoch"] or not settings.admits(user.email):
+        return None
+    return user
+
+
+OptionalUser = Annotated[User | None, Depends(find_user)]
+"""Who is signed in, or None."""
+
+
+def require_user(connection: HTTPConnection, user: OptionalUser) -> User:
+    if user is not None:
+        return user
+    if connection.scope["type"] == "websocket":
+        raise WebSocketException(1008, "You are not signed in")
+    raise HTTPException(401, "You are not signed in")
+
+
+CurrentUser = Annotated[User, Depends(require_user)]
+"""Who is signed in; otherwise the answer is 401."""
+
+
+def current_user_id(user: CurrentUser) -> int:
+    return user.id

@@ -11,13 +11,13 @@ from app.chassis.settings import PROJECT_ROOT
 
 @pytest.fixture
 def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Put one more revision after the newest, in a copy of the project's migrations.
+    """Put one more revision after the service's newest, in a copy of its migrations.
 
     The source has `{head}` where its predecessor's name belongs; the return value is that name.
     """
 
     def add(source: str) -> str:
-        (head,) = migrate.head_revisions()
+        (head,) = migrate.heads_of(migrate.read_revisions(migrate.VERSIONS))
         versions = tmp_path / "project" / "migrations" / "versions"
         versions.mkdir(parents=True)
         for file in migrate.VERSIONS.glob("*.py"):

@@ -156,6 +156,11 @@ def change(path: Path, statement: str) -> None:
     connection.close()
 
 
+def forget(path: Path) -> None:
+    for schema in migrate.schemas():
+        change(path, f"DROP TABLE {schema.version_table}")
+
+
 def damage(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(4096)
@@ -168,7 +173,7 @@ def damage(path: Path) -> None:
         (Path.unlink, "there is no file"),
         (lambda path: path.write_bytes(b"text" * 2000), "could not be restored"),
         (damage, "damaged|malformed"),
-        (lambda path: change(path, "DROP TABLE alembic_version"), "not a database of this service"),
+        (forget, "not a database of this service"),
         (
             lambda path: change(path, "UPDATE alembic_version SET version_num = 'x'"),
             "newer release",
@@ -301,7 +306,7 @@ def test_an_older_copy_is_migrated(
     restore(copy, database.path)
 
     connection = open_database(database.path)
-    assert migrate.current_revisions(connection) == {"added"}
+    assert "added" in migrate.current_revisions(connection)
     assert connection.execute("SELECT count(*) FROM added").fetchone() == (0,)
     connection.close()
     assert notes(database.path) == ["kept"]

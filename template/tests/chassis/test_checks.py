@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import answers, check, migrate
+from app.chassis import check, migrate
 from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
@@ -20,14 +20,10 @@ from app.chassis.sqlite import open_database
 from app.chassis.storage import locked
 from app.settings import Settings
 
+from .production import RAILWAY, REQUIRED
+
 SECRET = "hunter2-hunter2"
 GIT = shutil.which("git")
-RAILWAY = {
-    "RAILWAY_ENVIRONMENT_ID": "e1",
-    "RAILWAY_PUBLIC_DOMAIN": "api.up.railway.app",
-    "RAILWAY_VOLUME_MOUNT_PATH": "/data",
-    "SECRET_KEY": "b7ad4f8e0c1d4e2f9a3b5c6d7e8f9012",
-}
 
 
 def by_id(findings: Iterable[Finding]) -> dict[str, Finding]:
@@ -97,29 +93,17 @@ def test_variables_from_elsewhere_are_checked_as_a_deployment_has_them(
     monkeypatch.setattr("app.chassis.replication.check", lambda _: [])
     before = dict(os.environ)
 
-    found = by_id(check.run({**RAILWAY, "DATABASE_URL": "sqlite:///data/app.db"}))
+    found = by_id(check.run({**RAILWAY, **REQUIRED, "DATABASE_URL": "sqlite:///data/app.db"}))
     assert found["settings.DATABASE_URL"].status == "failed"
 
     changed = {"RAILWAY_DEPLOYMENT_DRAINING_SECONDS": "5"}
-    found = by_id(check.run({**RAILWAY, **bucket(), **changed}))
+    found = by_id(check.run({**RAILWAY, **REQUIRED, **changed}))
     assert found["settings"].status == "ok"
     assert found["network.cors"].verdict == "no web page of another origin may call"
     assert found["database.path"].verdict == "/data/app.db is on the volume"
     assert found["volume"].status == "skipped"
     assert found["deploy.draining"].status == "warning"
     assert dict(os.environ) == before
-
-
-def bucket() -> dict[str, str]:
-    """What production needs with Litestream; nothing listens there."""
-    if answers.BACKUP != "litestream":
-        return {}
-    return {
-        "LITESTREAM_BUCKET": "copies",
-        "LITESTREAM_ENDPOINT": "http://127.0.0.1:1",
-        "LITESTREAM_ACCESS_KEY_ID": "key",
-        "LITESTREAM_SECRET_ACCESS_KEY": SECRET,
-    }
 
 
 @pytest.mark.parametrize(

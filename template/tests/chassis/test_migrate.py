@@ -57,7 +57,7 @@ def test_a_new_database_gets_every_table(settings: Settings) -> None:
     migrate.upgrade(settings.database_path)
 
     assert revisions(settings.database_path) == migrate.head_revisions()
-    assert len(migrate.head_revisions()) == 1
+    assert len(migrate.head_revisions()) == len(migrate.schemas())
 
 
 def test_the_models_are_what_the_migrations_make(settings: Settings) -> None:
@@ -99,7 +99,7 @@ def test_a_failed_migration_leaves_nothing_and_can_be_repeated(
         with pytest.raises(StartupError, match="was rolled back"):
             migrate.upgrade(settings.database_path)
         assert "half" not in tables(settings.database_path)
-        assert revisions(settings.database_path) == {head}
+        assert head in revisions(settings.database_path)
 
 
 def test_a_newer_schema_is_served_as_it_is(settings: Settings) -> None:
@@ -110,7 +110,7 @@ def test_a_newer_schema_is_served_as_it_is(settings: Settings) -> None:
 
     migrate.upgrade(settings.database_path)
 
-    assert revisions(settings.database_path) == {"newer"}
+    assert "newer" in revisions(settings.database_path)
 
 
 @pytest.mark.parametrize(

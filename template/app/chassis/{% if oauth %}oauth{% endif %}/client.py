@@ -1,7 +1,9 @@
 """Authlib's OpenID Connect client, with what it leaves to others to check."""
 
+import ssl
 import time
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any, Final
 
 import httpx2
@@ -45,6 +47,13 @@ class States(StarletteIntegration):  # type: ignore[misc]  # the package has no 
         return data
 
 
+@cache
+def http_options() -> dict[str, Any]:
+    """What every client shares: to load the certificates takes longer than a request."""
+    context: ssl.SSLContext = httpx2.create_ssl_context()
+    return {"timeout": TIMEOUT, "verify": context}
+
+
 class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no types
     """The service as a client of a provider: authorization code with PKCE, state and nonce."""
 
@@ -58,7 +67,7 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
                 "scope": "openid email profile",
                 "code_challenge_method": "S256",
                 "token_endpoint_auth_method": "client_secret_post",
-                "timeout": TIMEOUT,
+                **http_options(),
             },
         )
         self.provider = provider
@@ -73,7 +82,7 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
         """
         if time.monotonic() < self._described_at + DESCRIPTION_LIFETIME and self.server_metadata:
             return self.server_metadata
-        async with httpx2.AsyncClient(timeout=TIMEOUT) as http:
+        async with httpx2.AsyncClient(**http_options()) as http:
             found = (await http.get(self.provider.discovery)).raise_for_status().json()
         if not self.provider.describes_itself_as(found["issuer"]):
             raise UntrustworthyError(

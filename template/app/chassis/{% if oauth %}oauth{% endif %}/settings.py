@@ -62,7 +62,9 @@ class OAuthSettings(ChassisSettings):
 
 def required(value: Credential, info: ValidationInfo) -> Credential:
     """A client's id or secret: each is needed in production, elsewhere the secret with the id."""
-    given = value.get_secret_value() if isinstance(value, SecretStr) else value
+    # pasted, it often comes with a line break
+    value = type(value)(plain(value).strip())
+    given = plain(value)
     assert info.field_name is not None
     provider = info.field_name.partition("_")[0]
     if not given and is_production(info):
@@ -73,6 +75,10 @@ def required(value: Credential, info: ValidationInfo) -> Credential:
     if not given and info.data.get(f"{provider}_client_id"):
         raise ValueError(f"is required with {provider.upper()}_CLIENT_ID; set it to the client's")
     return value
+
+
+def plain(value: str | SecretStr) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def issuer(value: str, info: ValidationInfo) -> str:

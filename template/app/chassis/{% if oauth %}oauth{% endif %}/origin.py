@@ -50,6 +50,8 @@ class OriginCheck:
 def own_origins(connection: HTTPConnection) -> set[str]:
     """Those of the host that was asked; what came over HTTPS may look otherwise behind a proxy."""
     host = connection.headers.get("host", "").lower()
+    if not host:
+        return set()
     own = {f"https://{host}"}
     if connection.scope["scheme"] in {"http", "ws"}:
         own.add(f"http://{host}")

@@ -53,7 +53,7 @@ class Browser(TestClient):
 
     def agree(self, address: str, subject: str = "ann") -> str:
         """Sign in at the provider; where it sends one back to."""
-        answer = httpx.post(address, data={"sub": subject})
+        answer = self.provider.client.post(address, data={"sub": subject})
         assert answer.status_code == 302, answer.text
         back = urlsplit(answer.headers["Location"])
         self.provider.secrets.update(parse_qs(back.query)["code"])
@@ -72,8 +72,11 @@ class Browser(TestClient):
 
     @cookie.setter
     def cookie(self, value: str) -> None:
+        host = self.base_url.host
+        # as the jar notes what comes from such a host
+        domain = host if "." in host else f"{host}.local"
         self.cookies.clear()
-        self.cookies.set(cookie_name(self.settings), value)
+        self.cookies.set(cookie_name(self.settings), value, domain)
 
     def whoami(self) -> int | None:
         answer = self.get("/auth/me")

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+import httpx2 as httpx
 from joserfc import jwt
 from joserfc.jwk import Key, KeySet, RSAKey
 from werkzeug.serving import make_server
@@ -47,6 +48,8 @@ class Provider:
         for name in ("oidc_provider_mock", "werkzeug"):
             logging.getLogger(name).propagate = False
         self.url = ""
+        # to make one takes longer than a request
+        self.client = httpx.Client()
         self.keys = [RSAKey.generate_key(2048, auto_kid=True)]
         self.reset()
 
@@ -147,3 +150,4 @@ def serving(provider: Provider) -> Iterator[None]:
         server.shutdown()
         thread.join()
         server.server_close()
+        provider.client.close()

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -21,6 +22,10 @@ from service import DEADLINE
 
 PROGRAMS: Final = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 """What is needed, and Debian's package that has it."""
+
+THREADS: Final = """
+return Array.from(document.querySelectorAll("#threads a"), (link) => link.textContent);
+"""
 
 MESSAGES: Final = """
 return Array.from(document.querySelectorAll("#messages > li"), (item) => [
@@ -51,12 +56,14 @@ def install() -> None:
 
 
 def until(condition: Callable[[], T], seconds: float = DEADLINE) -> T:
-    """The first value that is not false."""
+    """The first value that is not false; what the page has replaced is looked for again."""
     deadline = time.monotonic() + seconds
-    while not (value := condition()):
+    while True:
+        with suppress(StaleElementReferenceException):
+            if value := condition():
+                return value
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return value
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,11 @@ class Browser:
         return until(seen)
 
     def press(self, label: str) -> None:
-        self.labelled(label).click()
+        def press() -> bool:
+            self.labelled(label).click()
+            return True
+
+        until(press)
 
     def type(self, *keys: str) -> None:
         """Press keys, wherever the focus is."""
@@ -113,7 +124,8 @@ class Browser:
 
     def threads(self) -> list[str]:
         """The titles that are listed."""
-        return [link.text for link in self.driver.find_elements(By.CSS_SELECTOR, "#threads a")]
+        titles: list[str] = self.driver.execute_script(THREADS)
+        return titles
 
     def messages(self) -> list[Message]:
         return [Message(*parts) for parts in self.driver.execute_script(MESSAGES)]

@@ -116,7 +116,7 @@ def test_a_thread_can_be_opened_renamed_and_deleted(browser: Browser, service: S
     browser.type("And a second one")
     browser.press("Send")
     until(lambda: browser.last().status == "complete")
-    assert browser.threads()[:2] == ["And a second one", "What carries a track?"]
+    until(lambda: browser.threads()[:2] == ["And a second one", "What carries a track?"])
 
     browser.press("What carries a track?")
     until(lambda: browser.last().text == "What carries a track?")

@@ -1,6 +1,7 @@
 """Answers that would break a careless template: refused with one line, or rendered verbatim."""
 
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import copier
@@ -213,6 +214,39 @@ def test_text_stays_text(name: str, description: str, snapshot: Path, tmp_path: 
         str(snapshot), project, data=answers, exclude=left_out, defaults=True, quiet=True
     )
     assert_intact(project, name, description)
+
+
+class Names(HTMLParser):
+    """The text right inside of the elements that name a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tag = ""
+        self.texts = {"title": "", "h1": ""}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, _: object) -> None:
+        self.tag = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tag = f"/{tag}"
+
+    def handle_data(self, data: str) -> None:
+        if self.tag in self.texts:
+            self.texts[self.tag] += data
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ACCEPTED if re.search("[<>&\"'{]", name)], ids=ascii
+)
+def test_name_stays_text_in_the_page(name: str, snapshot: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    answers = {"project_name": name, "features": "[conversations, oauth]"}
+    page = ["*", "!/app", "/app/*", "!/app/chassis", "/app/chassis/*", "!/app/chassis/page"]
+    copier.run_copy(str(snapshot), project, data=answers, exclude=page, defaults=True, quiet=True)
+    html = (project / "app/chassis/page/page.html").read_text(encoding="utf-8")
+    assert Names(html).texts == {"title": name, "h1": name}
 
 
 @pytest.mark.parametrize(("name", "description"), UPDATED, ids=ascii)

@@ -230,6 +230,7 @@ def test_a_message_that_was_refused_is_not_lost(browser: Browser, service: Servi
         until(lambda: browser.says("The database is busy; try again"))
         other.execute("ROLLBACK")
     assert [message.text for message in browser.messages()] == ["First", "First"]
+    assert browser.threads()[0] == "First"
     assert browser.find("#text").get_property("value") == "Second"
     browser.press("Send")
     until(lambda: len(browser.messages()) == 4 and browser.last().status == "complete")

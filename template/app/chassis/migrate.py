@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -238,7 +239,9 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
 
     from app.chassis.database import DatabaseFile, migration_engine
 
-    features.load_tables()
+    for feature in features.SCHEMAS:
+        # makes its tables known to the metadata, which the service's own may refer to
+        import_module(f"app.chassis.{feature.name}.models")
     database = context.config.attributes.get("database") or settings.load().database_path
     schema = context.config.attributes.get("schema") or schemas()[-1]
     require_database(database)

@@ -55,7 +55,8 @@ class Me(BaseModel):
     name: str | None
 
 
-def add_sign_in(app: FastAPI, settings: ChassisSettings) -> None:
+def install(app: FastAPI, settings: ChassisSettings) -> None:
+    """Add the routes below /auth, the session, and the protection of it."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     clients = {provider.name: Client(provider) for provider in providers(settings)}

@@ -10,8 +10,7 @@ from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
 from itsdangerous import TimestampSigner
 from pydantic import SecretStr
 
-from app.chassis.oauth import CurrentUser, OptionalUser
-from app.chassis.oauth.session import cookie_key, current_user_id
+from app.chassis.oauth.session import CurrentUser, OptionalUser, cookie_key, current_user_id
 from app.main import create_app
 from app.settings import Settings
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from app.chassis import answers
+from app.chassis import answers, features
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.settings import EDGE_NETWORK, ChassisSettings
 
@@ -153,7 +153,8 @@ def strategy() -> Finding:
 def memory(settings: ChassisSettings) -> Finding:
     """Whether the workers fit into the container."""
     name = "workers.memory"
-    needed = BASE_BYTES + settings.workers * WORKER_BYTES + STRATEGY_BYTES.get(answers.BACKUP, 0)
+    worker = WORKER_BYTES + features.WORKER_BYTES
+    needed = BASE_BYTES + settings.workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
     shown = f"WORKERS={settings.workers} take about {needed / 1e6:.0f} MB"
     limit = memory_limit()
     if limit is None:

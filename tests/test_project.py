@@ -8,13 +8,23 @@ import pytest
 
 from support import Answers, identify, tool
 
-# every builder, backup, worker count and Python between them
+EVERYTHING: Answers = {
+    "backup": "litestream",
+    "features": ["conversations", "oauth"],
+    "ai_provider": "anthropic",
+    "oauth_providers": ["google", "microsoft"],
+}
+
+# every builder, backup, worker count and Python between them, and each feature alone
 COVERING: list[Answers] = [
     {"backup": "railway", "builder": "dockerfile", "workers": 1},
+    EVERYTHING,
+    {"features": ["conversations"]},
+    {"features": ["oauth"], "oauth_providers": ["microsoft"]},
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
 ]
-LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[1:]]
+LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[2:]]
 
 
 def run(project: Path, *command: str) -> str:
@@ -29,7 +39,7 @@ def run(project: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("answers", [COVERING[0], *LONG], ids=identify)
+@pytest.mark.parametrize("answers", [*COVERING[:2], *LONG], ids=identify)
 def test_its_own_checks_pass(
     installed: Callable[..., Path], answers: Answers, tmp_path: Path
 ) -> None:

@@ -61,6 +61,8 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "tests/chassis/conversations/claude.py": ("ai_provider", "anthropic"),
     "tests/chassis/conversations/test_anthropic.py": ("ai_provider", "anthropic"),
     "tests/chassis/oauth/": ("features", "oauth"),
+    "tests/chassis/oauth/test_google.py": ("oauth_providers", "google"),
+    "tests/chassis/oauth/test_microsoft.py": ("oauth_providers", "microsoft"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
     "tests/chassis/test_page.py": ("features", "conversations", "oauth"),

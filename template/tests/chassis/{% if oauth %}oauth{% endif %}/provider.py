@@ -72,7 +72,7 @@ class Provider:
         if path in self.answers:
             return respond(start, *self.answers[path]())
         if path.endswith(DESCRIPTION):
-            # as Microsoft has one for every tenant
+            # some have one for every tenant
             environ["PATH_INFO"] = path = DESCRIPTION
         if path == "/jwks":
             keys = KeySet(list(self.keys)).as_dict()

@@ -57,3 +57,21 @@ def test_every_command_is_for_these_answers(
     assert ("Backups, Daily" in message) == (answers["backup"] == "railway")
     assert "do not read railway.json" in message
     assert "{" not in message
+
+
+def test_with_sign_in_the_address_comes_before_the_service(
+    run_copier: RunCopier, template: Path, tmp_path: Path
+) -> None:
+    message = printed(
+        run_copier,
+        template,
+        tmp_path / "project",
+        project_name="Billing API",
+        features="[oauth]",
+    )
+
+    for command in commands(message):
+        assert shlex.split(command, comments=True)
+    assert re.findall(r"--(?:service|name) (\S+)", message) == ["billing-api"] * 4
+    assert message.index("railway domain") < message.index("README.md, Sign-in")
+    assert message.index("README.md, Sign-in") < message.index("railway up")

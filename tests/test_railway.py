@@ -144,6 +144,25 @@ def test_variables(project: Project) -> None:
     assert project.service["variables"] == expected
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        ("[google]", {"GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET"}),
+        (
+            "[microsoft]",
+            {"MICROSOFT_CLIENT_ID", "MICROSOFT_CLIENT_SECRET", "MICROSOFT_ISSUER"},
+        ),
+    ],
+)
+def test_apply_keeps_what_the_sign_in_was_given(
+    render: Render, tmp_path: Path, chosen: str, names: set[str]
+) -> None:
+    project = render(features="[oauth]", oauth_providers=chosen)
+    [service] = resources(evaluate(project, tmp_path / "graph.json"), "service")
+    expected = names | {"ALLOWED_EMAILS", "BACKEND_URL", "SECRET_KEY"}
+    assert service["variables"] == {name: {"type": "preserve"} for name in expected}
+
+
 def test_railway_knows_every_key(render: Render) -> None:
     config = load_json(render() / "railway.json")
     assert config.keys() <= {"$schema", "build", "deploy", "environments"}

@@ -221,7 +221,7 @@ def close_sessions(session: Session, user_id: int, epoch: int) -> bool:
     statement = (
         update(User)
         .where(User.id == user_id, User.session_epoch == epoch)
-        .values(session_epoch=epoch + 1)
+        .values(session_epoch=User.session_epoch + 1)
         .returning(User.id)
     )
     return session.scalar(statement) is not None
@@ -230,6 +230,6 @@ def close_sessions(session: Session, user_id: int, epoch: int) -> bool:
 def safe_path(page: str) -> str:
     """The page if it is one of this host's, else the first."""
     decoded = unquote(page.partition("?")[0])
-    if not PATH_FORM.fullmatch(page) or any(map(ELSEWHERE.search, (page, decoded))):
+    if not PATH_FORM.fullmatch(page) or ELSEWHERE.search(decoded):
         return "/"
     return page

@@ -128,6 +128,8 @@ def test_signing_out_is_for_good_and_everywhere(open_browser: OpenBrowser) -> No
 
     # nor can a cookie that is signed out sign out who has come back
     phone.sign_in()
+    phone.sign_out()
+    phone.sign_in()
     laptop.sign_out()
     assert phone.whoami() == 1
 

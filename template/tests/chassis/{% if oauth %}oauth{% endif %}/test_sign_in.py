@@ -253,13 +253,21 @@ def test_an_id_token_has_to_be_signed_by_the_provider(
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [b"{}", b"[]", b"no JSON", b'{"access_token": "a"}', b'{"access_token": 1, "id_token": null}'],
+    ("answer", "reason"),
+    [
+        (b'{"access_token": "a"}', "there is no ID token"),
+        (b"{}", "there is no ID token"),
+        (b'{"access_token": 1, "id_token": null}', "Error"),
+        (b"[]", "Error"),
+        (b"no JSON", "Error"),
+    ],
 )
-def test_there_has_to_be_an_id_token(browser: Browser, log: Log, answer: bytes) -> None:
+def test_there_has_to_be_an_id_token(
+    browser: Browser, log: Log, answer: bytes, reason: str
+) -> None:
     browser.provider.answer("/oauth2/token", "200 OK", answer)
 
-    assert_untrusted(browser, log)
+    assert reason in assert_untrusted(browser, log)
 
 
 @pytest.mark.parametrize("keys", [b"{}", b'{"keys": []}', b'{"keys": [1]}', b"no JSON"])
@@ -345,7 +353,8 @@ def test_a_provider_that_is_out_of_order(
     else:
         browser.provider.answer(path, fault, b"<html>password=hunter2</html>")
 
-    assert_out_of_order(browser, address, log)
+    line = assert_out_of_order(browser, address, log)
+    assert ("does not answer" if fault == "slow" else fault[:3]) in line
 
 
 def test_a_provider_that_refuses_the_client(browser: Browser, log: Log) -> None:

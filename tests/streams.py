@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -69,6 +69,14 @@ class Event:
             fields.get("", ""),
         )
 
+    @property
+    def text(self) -> str:
+        """The piece of the answer in it, if any."""
+        if self.name != "message" or not self.data:
+            return ""
+        text: str = json.loads(self.data)["text"]
+        return text
+
 
 class Person:
     """Somebody with a thread of their own, and all that has arrived of the answer to "Hi".
@@ -96,16 +104,23 @@ class Person:
         self.response_headers = httpx.Headers()
         self.heard_at = 0.0
         """When the latest event or comment came, on the monotonic clock."""
+        self.arrivals: list[tuple[float, int]] = []
+        """When a piece came, and how long the text has been since."""
 
     @contextmanager
     def reading(self) -> Iterator[Iterator[Event]]:
-        """Ask, or ask for the rest; leave at the end of the block, wherever that is."""
+        """Ask, or ask for the rest, and leave at the end of the block, wherever that is.
+
+        What comes first is an id to come back with.
+        """
         resuming = {"Last-Event-ID": self.last_id} if self.last_id else {}
         path = f"/threads/{self.thread_id}/chat"
         with self.client.stream("POST", path, json={"text": "Hi"}, headers=resuming) as response:
             assert response.status_code == 200, response.read()
             self.response_headers = response.headers
-            yield self._hear(response)
+            events = self._hear(response)
+            assert next(events).id
+            yield events
 
     def _hear(self, response: httpx.Response) -> Iterator[Event]:
         buffer = b""
@@ -117,14 +132,15 @@ class Person:
                 self.last_id = event.id or self.last_id
                 if event.name != "message":
                     self.end = event.name
-                elif event.data:
-                    self.text += json.loads(event.data)["text"]
+                elif event.text:
+                    self.text += event.text
+                    self.arrivals.append((self.heard_at, len(self.text)))
                 yield event
 
     def read(self, count: int | None = None) -> None:
         """Read so many pieces, or all that is left, and leave."""
         with self.reading() as events:
-            for _ in pieces(events, count):
+            for _ in islice(pieces(events), count):
                 pass
 
     def stored(self) -> tuple[str, str]:
@@ -140,18 +156,13 @@ class Person:
         self.client.close()
 
 
-def pieces(events: Iterator[Event], count: int | None = None) -> Iterator[str]:
-    """So many texts, or all; the wait for each has an end, heartbeats or not."""
+def pieces(events: Iterator[Event]) -> Iterator[str]:
+    """The texts; the wait for each has an end, heartbeats or not."""
     deadline = time.monotonic() + DEADLINE
-    while count is None or count > 0:
-        event = next(events, None)
-        if event is None:
-            assert count is None, "the stream has ended"
-            return
-        if event.name == "message" and event.data:
+    for event in events:
+        if text := event.text:
             deadline = time.monotonic() + DEADLINE
-            count = count and count - 1
-            yield json.loads(event.data)["text"]
+            yield text
         assert time.monotonic() < deadline, "nothing but heartbeats"
 
 
@@ -203,7 +214,6 @@ class Nginx:
     """A proxy that buffers and compresses whatever it may, and speaks two versions of HTTP."""
 
     def __init__(self, directory: Path, url: str) -> None:
-        directory.mkdir()
         ports = [free_port(), free_port()]
         self.urls = {
             version: f"http://127.0.0.1:{port}"

@@ -1,16 +1,20 @@
 """Every promise about streaming, kept by a service that runs as in production."""
 
+import asyncio
+import os
 import random
+import resource
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 from service import Service
@@ -38,26 +42,39 @@ def project(installed: Callable[..., Path]) -> Path:
     return installed(**ANSWERS)
 
 
-@pytest.fixture
-def claude() -> Iterator[Claude]:
-    with Claude() as claude:
-        yield claude
+@pytest.fixture(scope="module")
+def model() -> Iterator[Claude]:
+    with Claude() as model:
+        yield model
 
 
 @pytest.fixture
-def service(project: Path, tmp_path: Path, claude: Claude) -> Iterator[Service]:
-    with answering(project, tmp_path / "data", claude.url) as service:
+def claude(model: Claude) -> Claude:
+    """The model's server, as if nobody had asked it anything."""
+    for kept in (model.requests, model.headers, model.sent, model.departures):
+        kept.clear()
+    return model
+
+
+@pytest.fixture(scope="module")
+def service(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, model: Claude
+) -> Iterator[Service]:
+    """One for all tests that neither stop nor change it."""
+    with answering(project, tmp_path_factory.mktemp("data"), model.url) as service:
         yield service
 
 
-@pytest.fixture(params=["direct", "nginx 1.0", "nginx 1.1"])
-def url(service: Service, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The service itself, and behind a proxy that speaks this version of HTTP to it."""
-    if request.param == "direct":
-        yield service.url
-        return
-    with Nginx(tmp_path / "nginx", service.url) as nginx:
-        yield nginx.urls[request.param.removeprefix("nginx ")]
+@pytest.fixture(scope="module")
+def nginx(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    with Nginx(tmp_path_factory.mktemp("nginx"), service.url) as nginx:
+        yield nginx
+
+
+@pytest.fixture(params=["direct", "nginx, HTTP/1.0", "nginx, HTTP/1.1"])
+def url(service: Service, nginx: Nginx, request: pytest.FixtureRequest) -> str:
+    """The service itself, or a proxy that speaks this version of HTTP to it."""
+    return service.url if request.param == "direct" else nginx.urls[request.param[-3:]]
 
 
 def require_one_by_one(claude: Claude, person: Person) -> None:
@@ -65,11 +82,13 @@ def require_one_by_one(claude: Claude, person: Person) -> None:
     plan, gates = gated(*TEXTS)
     claude.plans = [plan]
     with person.reading() as events:
+        arriving = pieces(events)
         for text, gate in zip(TEXTS, gates, strict=True):
-            assert list(pieces(events, 1)) == [text]
+            assert next(arriving) == text
             gate.set()
-        assert not list(pieces(events))
+        assert not list(arriving)
     assert person.end == "done"
+    assert person.stored() == ("".join(TEXTS), "complete")
 
 
 def test_the_first_piece_takes_less_than_100_ms(
@@ -78,12 +97,13 @@ def test_the_first_piece_takes_less_than_100_ms(
     claude.plans = [[0.05, "first"]]
     delays = []
     with Person(service.url) as person:
-        for number in range(30):
+        for _ in range(30):
             person.last_id = ""
             with person.reading() as events:
-                assert list(pieces(events, 1)) == ["first"]
-                delays.append(1000 * (person.heard_at - claude.sent[number]))
-                assert not list(pieces(events))
+                arriving = pieces(events)
+                assert next(arriving) == "first"
+                delays.append(1000 * (person.heard_at - claude.sent[-1]))
+                assert not list(arriving)
     record_property("ms, median", f"{statistics.median(delays):.1f}")
     record_property("ms, worst of 30", f"{max(delays):.1f}")
     assert statistics.median(delays) < 100
@@ -92,3 +112,125 @@ def test_the_first_piece_takes_less_than_100_ms(
 def test_pieces_arrive_one_by_one(url: str, claude: Claude) -> None:
     with Person(url, **{"Accept-Encoding": "gzip"}) as person:
         require_one_by_one(claude, person)
+
+
+PEOPLE = 5
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param([], id="before the first piece"),
+        pytest.param(["one ", "two "], id="in the middle"),
+    ],
+)
+def test_a_client_that_leaves_stops_the_model(
+    url: str, claude: Claude, texts: list[str], record_property: Record
+) -> None:
+    claude.plans = [[*texts, threading.Event()]]
+    require_stop_on_leaving(url, claude, texts, record_property)
+
+
+def require_stop_on_leaving(
+    url: str, claude: Claude, texts: list[str], record_property: Record
+) -> None:
+    with ExitStack() as stack:
+        people = [stack.enter_context(Person(url)) for _ in range(PEOPLE)]
+        with ExitStack() as streams:
+            for person in people:
+                events = streams.enter_context(person.reading())
+                while person.text != "".join(texts):
+                    next(events)
+            wait_until(lambda: len(claude.requests) == PEOPLE)
+            assert not claude.departures
+            left = time.monotonic()
+        wait_until(lambda: len(claude.departures) == PEOPLE)
+        delays = [departed - left for departed in claude.departures]
+        record_property("seconds, median", f"{statistics.median(delays):.2f}")
+        record_property(f"seconds, worst of {PEOPLE}", f"{max(delays):.2f}")
+        assert statistics.median(delays) < 2
+        for person in people:
+            wait_until(lambda: person.stored()[1] != "streaming")  # noqa: B023
+            assert person.stored() == ("".join(texts), "interrupted")
+
+
+LONG_ANSWER = [f"{number} {random.Random(number).choice(TEXTS)}" for number in range(200)]
+
+
+def test_cuts_lose_and_repeat_nothing(url: str, claude: Claude, record_property: Record) -> None:
+    claude.plans = [[step for text in LONG_ANSWER for step in (text, 0.01)]]
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    choose = random.Random(seed)
+    cuts = 0
+    with Person(url) as person:
+        while not person.end:
+            person.read(choose.randrange(6))
+            cuts += 1
+        assert person.end == "done"
+        assert person.text == "".join(LONG_ANSWER)
+        assert person.stored() == (person.text, "complete")
+        # and once more, when all is over
+        person.read()
+        assert person.text == "".join(LONG_ANSWER)
+    assert len(claude.requests) == 1
+    record_property("connections", cuts)
+
+
+MIDDLEWARE = """
+    app.add_middleware(GZipMiddleware, minimum_size=0)
+
+    @app.middleware("http")
+    async def label(request, call_next):
+        response = await call_next(request)
+        response.headers["X-Label"] = "mine"
+        return response
+
+"""
+
+
+@contextmanager
+def middleware_added(project: Path) -> Iterator[None]:
+    """The project with middleware around everything, as its owner would add it."""
+    main = project / "app" / "main.py"
+    before = main.read_text(encoding="utf-8")
+    imported = before.replace(
+        "from fastapi import FastAPI\n",
+        "from fastapi import FastAPI\nfrom starlette.middleware.gzip import GZipMiddleware\n",
+    )
+    after = imported.replace("    return app\n", f"{MIDDLEWARE}    return app\n")
+    assert "GZipMiddleware\n" in after
+    assert MIDDLEWARE in after
+    main.write_text(after, encoding="utf-8")
+    try:
+        yield
+    finally:
+        main.write_text(before, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def wrapped(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, model: Claude
+) -> Iterator[Service]:
+    """The service with that middleware."""
+    with (
+        middleware_added(project),
+        answering(project, tmp_path_factory.mktemp("wrapped"), model.url) as service,
+    ):
+        yield service
+
+
+def test_middleware_leaves_the_stream_alone(wrapped: Service, claude: Claude) -> None:
+    with Person(wrapped.url, **{"Accept-Encoding": "gzip"}) as person:
+        assert person.client.get("/threads").headers["Content-Encoding"] == "gzip"
+        require_one_by_one(claude, person)
+        assert person.response_headers["X-Label"] == "mine"
+        assert "Content-Encoding" not in person.response_headers
+
+
+@pytest.mark.parametrize("texts", [[], ["one ", "two "]], ids=["before the first piece", "in the middle"])
+def test_a_client_that_leaves_stops_the_model_behind_middleware(
+    wrapped: Service, claude: Claude, texts: list[str], record_property: Record
+) -> None:
+    claude.plans = [[*texts, threading.Event()]]
+    require_stop_on_leaving(wrapped.url, claude, texts, record_property)

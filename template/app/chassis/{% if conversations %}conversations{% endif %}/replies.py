@@ -65,6 +65,7 @@ class Reply:
         self.problem = ""
         self.task: asyncio.Task[None] | None = None
         self._watchers = 0
+        self._abandoned: asyncio.TimerHandle | None = None
         self._stoppable = True
         self._changed = asyncio.Event()
 
@@ -93,15 +94,14 @@ class Reply:
     @contextmanager
     def watched(self) -> Iterator[None]:
         self._watchers += 1
+        if self._abandoned:
+            self._abandoned.cancel()
         try:
             yield
         finally:
             self._watchers -= 1
-            asyncio.get_running_loop().call_later(GRACE, self._stop_if_unwatched)
-
-    def _stop_if_unwatched(self) -> None:
-        if not self._watchers:
-            self.stop()
+            if not self._watchers:
+                self._abandoned = asyncio.get_running_loop().call_later(GRACE, self.stop)
 
     def _tell(self) -> None:
         self._changed.set()

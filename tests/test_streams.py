@@ -53,6 +53,7 @@ def claude(model: Claude) -> Claude:
     """The model's server, as if nobody had asked it anything."""
     for kept in (model.requests, model.headers, model.sent, model.departures):
         kept.clear()
+    model.poll = 0.01
     return model
 
 
@@ -234,3 +235,119 @@ def test_a_client_that_leaves_stops_the_model_behind_middleware(
 ) -> None:
     claude.plans = [[*texts, threading.Event()]]
     require_stop_on_leaving(wrapped.url, claude, texts, record_property)
+
+
+STREAMS = 500
+
+MAX_KB = 250
+"""A stream with its connection to the model."""
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as a container has; the service inherits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * STREAMS), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Crowd:
+    """So many streams of one client, each in a thread of its own, and what has come in them."""
+
+    def __init__(self, url: str, number: int, text: str = "Hi") -> None:
+        self.number = number
+        self.text = text
+        self.client = httpx.AsyncClient(
+            base_url=url, limits=httpx.Limits(), timeout=60, trust_env=False, verify=False
+        )
+        self.streams: list[tuple[httpx.Response, AsyncIterator[bytes]]] = []
+        self._few = asyncio.Semaphore(10)
+        self._stack = AsyncExitStack()
+
+    async def _open(self) -> None:
+        async with self._few:
+            thread = (await self.client.post("/threads")).json()["id"]
+            path = f"/threads/{thread}/chat"
+            request = self.client.build_request("POST", path, json={"text": self.text})
+            response = await self.client.send(request, stream=True)
+            self._stack.push_async_callback(response.aclose)
+            assert response.status_code == 200, await response.aread()
+            self.streams.append((response, response.aiter_bytes()))
+
+    async def wait_for(self, text: str) -> None:
+        """Wait until each has received a chunk that ends so."""
+
+        async def hear(chunks: AsyncIterator[bytes]) -> None:
+            received = b""
+            async for chunk in chunks:
+                received += chunk
+                if text.encode() in received:
+                    return
+            raise AssertionError(f"the stream ended without {text}: {received[-200:]!r}")
+
+        await asyncio.gather(*(hear(chunks) for _, chunks in self.streams))
+
+    async def __aenter__(self) -> "Crowd":
+        await self._stack.enter_async_context(self.client)
+        await asyncio.gather(*(self._open() for _ in range(self.number)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+
+def worker(service: Service) -> int:
+    """The only process that the service's first one has started."""
+    pid = service.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def memory(pid: int) -> int:
+    """Proportional set size in KB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_500_open_streams(
+    project: Path, tmp_path: Path, claude: Claude, many_files: None, record_property: Record
+) -> None:
+    data = tmp_path / "data"
+
+    async def crowd(service: Service) -> None:
+        gate = threading.Event()
+        pid = worker(service)
+        claude.plans = [["first", "last"]]
+        async with Crowd(service.url, 50) as warm:
+            await warm.wait_for("done")
+        files, before = open_files(pid), memory(pid)
+        claude.plans, claude.poll = [["first", gate, "last"]], 0.5
+        async with Crowd(service.url, STREAMS) as crowd:
+            await crowd.wait_for('{"text":"first"}')
+            await asyncio.sleep(3)
+            record_property("KB per stream", (memory(pid) - before) // STREAMS)
+            record_property("KB before", before)
+            record_property("open files", open_files(pid))
+            started = time.monotonic()
+            assert (await crowd.client.get("/health")).status_code == 200
+            record_property("ms until /health answers", int(1000 * (time.monotonic() - started)))
+            assert memory(pid) - before < STREAMS * MAX_KB
+            started = time.monotonic()
+            gate.set()
+            await crowd.wait_for('"status":"complete"')
+            record_property("seconds until all have ended", f"{time.monotonic() - started:.1f}")
+        wait_until(lambda: open_files(pid) < files + 10)
+        record_property("open files after", f"{open_files(pid)}, before {files}")
+
+    with answering(project, data, claude.url) as service:
+        asyncio.run(crowd(service))
+        service.terminate()
+        assert service.ended() == 0
+    answers = stored_answers(data)
+    assert len(answers) == 50 + STREAMS
+    assert set(answers.values()) == {("firstlast", "complete")}

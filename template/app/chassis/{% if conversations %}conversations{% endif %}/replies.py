@@ -66,7 +66,8 @@ class Reply:
         self.task: asyncio.Task[None] | None = None
         self._watchers = 0
         self._abandoned: asyncio.TimerHandle | None = None
-        self._stoppable = True
+        self.grows = True
+        """Whether more may come of it."""
         self._changed = asyncio.Event()
 
     def add(self, text: str) -> None:
@@ -80,13 +81,13 @@ class Reply:
 
     def stop(self) -> None:
         """Write no more of it, and keep what there is."""
-        if self.task and self._stoppable:
-            self._stoppable = False
+        if self.task and self.grows:
+            self.grows = False
             self.task.cancel()
 
     def settle(self) -> None:
         """It is as long as it will be; keeping it is not to be stopped."""
-        self._stoppable = False
+        self.grows = False
 
     async def changed(self) -> None:
         await self._changed.wait()
@@ -120,6 +121,7 @@ class Replies:
         self.database = database
         self.provider = provider
         self._written: dict[int, Reply] = {}
+        self._finished: dict[Reply, Status] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -169,32 +171,49 @@ class Replies:
             problem = "Internal server error"
         reply.settle()
         try:
-            await self._save({reply: status}, writing=False)
+            await self._keep(reply, status)
         except (DatabaseBusyError, SQLAlchemyError):
             logger.exception("Answer %d could not be kept", reply.message_id)
             status, problem = "interrupted", "The answer could not be kept"
         reply.finish(status, problem)
         del self._written[reply.message_id]
 
+    async def _keep(self, reply: Reply, status: Status) -> None:
+        """Store a finished answer, and in the same transaction all that have finished since."""
+        self._finished[reply] = status
+        try:
+            async with self.database.writing() as session:
+                finished = dict(self._finished)
+                await run_save(session, finished, writing=False)
+        finally:
+            self._finished.pop(reply, None)
+        for stored in finished:
+            self._finished.pop(stored, None)
+
     async def _save_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            unfinished: dict[Reply, Status] = dict.fromkeys(self._written.values(), "interrupted")
+            if not self._written:
+                continue
             try:
-                gone = await self._save(unfinished, writing=True)
+                async with self.database.writing() as session:
+                    # looked up only now: an answer that was kept meanwhile stays as it is
+                    growing = [reply for reply in self._written.values() if reply.grows]
+                    unfinished: dict[Reply, Status] = dict.fromkeys(growing, "interrupted")
+                    gone = await run_save(session, unfinished, writing=True)
             except (DatabaseBusyError, SQLAlchemyError) as error:
                 logger.warning("Unfinished answers are not kept now: %s", type(error).__name__)
                 continue
             for reply in gone:
                 reply.stop()
 
-    async def _save(self, replies: Mapping[Reply, Status], *, writing: bool) -> list[Reply]:
-        """Store the answers as they are, and return those whose thread is gone."""
-        if not replies:
-            return []
-        rows = [(reply, reply.text, status) for reply, status in replies.items()]
-        async with self.database.writing() as session:
-            return await run_sync(partial(save, session, rows, writing=writing))
+
+async def run_save(
+    session: Session, replies: Mapping[Reply, Status], *, writing: bool
+) -> list[Reply]:
+    """Store the answers as they are, and return those whose thread is gone."""
+    rows = [(reply, reply.text, status) for reply, status in replies.items()]
+    return await run_sync(partial(save, session, rows, writing=writing)) if rows else []
 
 
 def save(

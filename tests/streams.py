@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2 as httpx
 
@@ -24,6 +24,9 @@ from support import ROOT, Answers
 ANSWERS: Answers = {"features": ["conversations"], "ai_provider": "anthropic"}
 
 CONVERSATIONS = "template/tests/chassis/{% if conversations %}conversations{% endif %}"
+
+
+QUESTION = {"text": "Hi"}
 
 
 def load_model() -> ModuleType:
@@ -107,15 +110,23 @@ class Person:
         self.arrivals: list[tuple[float, int]] = []
         """When a piece came, and how long the text has been since."""
 
+    @property
+    def path(self) -> str:
+        return f"/threads/{self.thread_id}/chat"
+
     @contextmanager
-    def reading(self) -> Iterator[Iterator[Event]]:
+    def reading(self, how: Literal["POST", "GET"] = "POST") -> Iterator[Iterator[Event]]:
         """Ask, or ask for the rest, and leave at the end of the block, wherever that is.
 
-        What comes first is an id to come back with.
+        What comes first is an id to come back with. An EventSource of a browser comes back
+        with GET.
         """
         resuming = {"Last-Event-ID": self.last_id} if self.last_id else {}
-        path = f"/threads/{self.thread_id}/chat"
-        with self.client.stream("POST", path, json={"text": "Hi"}, headers=resuming) as response:
+        path, body = self.path, QUESTION
+        if how == "GET":
+            message_id, _, _ = self.last_id.partition("-")
+            path, body = f"/threads/{self.thread_id}/messages/{message_id}/stream", None
+        with self.client.stream(how, path, json=body, headers=resuming) as response:
             assert response.status_code == 200, response.read()
             self.response_headers = response.headers
             events = self._hear(response)
@@ -137,11 +148,15 @@ class Person:
                     self.arrivals.append((self.heard_at, len(self.text)))
                 yield event
 
-    def read(self, count: int | None = None) -> None:
+    def read(self, count: int | None = None, how: Literal["POST", "GET"] = "POST") -> None:
         """Read so many pieces, or all that is left, and leave."""
-        with self.reading() as events:
+        with self.reading(how) as events:
             for _ in islice(pieces(events), count):
                 pass
+
+    def ask_anew(self) -> int:
+        """The status of another question's answer, which is read to its end."""
+        return self.client.post(self.path, json=QUESTION).status_code
 
     def stored(self) -> tuple[str, str]:
         """Text and status of the answer, as the service tells it."""
@@ -187,6 +202,7 @@ http {{
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
     proxy_buffering on;
+    proxy_read_timeout 20s;
     gzip on;
     gzip_proxied any;
     gzip_min_length 0;
@@ -257,6 +273,12 @@ def answers(client: httpx.Client, url: str) -> bool:
         return client.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def workers(service: Service) -> list[int]:
+    """The processes that the service's first one has started."""
+    pid = service.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> float:

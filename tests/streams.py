@@ -61,6 +61,7 @@ class Event:
     data: str = ""
     id: str = ""
     comment: str = ""
+    retry: str = ""
 
     @classmethod
     def parse(cls, block: bytes) -> "Event":
@@ -70,6 +71,7 @@ class Event:
             fields.get("data", ""),
             fields.get("id", ""),
             fields.get("", ""),
+            fields.get("retry", ""),
         )
 
     @property
@@ -104,6 +106,8 @@ class Person:
         self.last_id = ""
         self.end = ""
         """The name of the event that said that nothing more will come."""
+        self.retry = 0.0
+        """How many seconds a browser's EventSource waits before it comes back."""
         self.response_headers = httpx.Headers()
         self.heard_at = 0.0
         """When the latest event or comment came, on the monotonic clock."""
@@ -130,7 +134,9 @@ class Person:
             assert response.status_code == 200, response.read()
             self.response_headers = response.headers
             events = self._hear(response)
-            assert next(events).id
+            first = next(events)
+            assert first.id
+            self.retry = int(first.retry) / 1000
             yield events
 
     def _hear(self, response: httpx.Response) -> Iterator[Event]:

@@ -137,21 +137,24 @@ def test_a_client_that_reads_nothing_holds_up_no_stop(
     data = tmp_path / "data"
     block = "x" * 2**16
     claude.plans = [[block] * 64 + [threading.Event()]]
-    with answering(project, data, claude.url) as service, Person(service.url) as person:
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.connect(("127.0.0.1", service.port))
-            request = (
-                f"POST /threads/{person.thread_id}/chat HTTP/1.1\r\nHost: localhost\r\n"
-                'Content-Type: application/json\r\nContent-Length: 13\r\n\r\n{"text":"Hi"}'
-            )
-            deaf.sendall(request.encode())
-            wait_until(lambda: len(claude.sent) == 64)
-            wait_until(lambda: person.stored() == (64 * block, "streaming"))
-            started = time.monotonic()
-            service.terminate()
-            assert service.ended() == 0
-            seconds = time.monotonic() - started
+    with (
+        answering(project, data, claude.url) as service,
+        Person(service.url) as person,
+        socket.socket() as deaf,
+    ):
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", service.port))
+        request = (
+            f"POST /threads/{person.thread_id}/chat HTTP/1.1\r\nHost: localhost\r\n"
+            'Content-Type: application/json\r\nContent-Length: 13\r\n\r\n{"text":"Hi"}'
+        )
+        deaf.sendall(request.encode())
+        wait_until(lambda: len(claude.sent) == 64)
+        wait_until(lambda: person.stored() == (64 * block, "streaming"))
+        started = time.monotonic()
+        service.terminate()
+        assert service.ended() == 0
+        seconds = time.monotonic() - started
     record_property("seconds", f"{seconds:.1f}")
     assert seconds < 28
     (answer,) = stored_answers(data).values()

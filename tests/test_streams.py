@@ -5,15 +5,13 @@ import json
 import os
 import random
 import resource
-import signal
+import sqlite3
 import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -60,11 +58,14 @@ def claude(model: Claude) -> Claude:
 
 
 @pytest.fixture(scope="module")
-def service(
-    project: Path, tmp_path_factory: pytest.TempPathFactory, model: Claude
-) -> Iterator[Service]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def service(project: Path, data: Path, model: Claude) -> Iterator[Service]:
     """One for all tests that neither stop nor change it."""
-    with answering(project, tmp_path_factory.mktemp("data"), model.url) as service:
+    with answering(project, data, model.url) as service:
         yield service
 
 
@@ -120,13 +121,16 @@ def test_pieces_arrive_one_by_one(url: str, claude: Claude) -> None:
 PEOPLE = 5
 
 
-@pytest.mark.parametrize(
+before_and_after_the_first = pytest.mark.parametrize(
     "texts",
     [
         pytest.param([], id="before the first piece"),
         pytest.param(["one ", "two "], id="in the middle"),
     ],
 )
+
+
+@before_and_after_the_first
 def test_a_client_that_leaves_stops_the_model(
     url: str, claude: Claude, texts: list[str], record_property: Record
 ) -> None:
@@ -180,6 +184,39 @@ def test_cuts_lose_and_repeat_nothing(url: str, claude: Claude, record_property:
     record_property("connections", cuts)
 
 
+def test_an_event_source_comes_back_in_time(
+    service: Service, claude: Claude, record_property: Record
+) -> None:
+    """It waits as long as it was told before it connects anew."""
+    plan, gates = gated(*TEXTS)
+    claude.plans = [plan]
+    with Person(service.url) as person:
+        person.read(1)
+        for gate in gates:
+            time.sleep(person.retry)
+            gate.set()
+            person.read(1, "GET")
+        record_property("seconds", person.retry)
+        assert person.end == "done"
+        assert person.text == "".join(TEXTS)
+        assert person.stored() == (person.text, "complete")
+
+
+def test_who_comes_back_waits_for_no_lock(service: Service, claude: Claude, data: Path) -> None:
+    plan, (gate, last) = gated("one ", "two ")
+    claude.plans = [plan]
+    with Person(service.url) as person:
+        person.read(1)
+        with closing(sqlite3.connect(data / "app.db", isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            gate.set()
+            person.read(1)
+            assert person.text == "one two "
+        last.set()
+        person.read()
+        assert person.stored() == ("one two ", "complete")
+
+
 MIDDLEWARE = """
     app.add_middleware(GZipMiddleware, minimum_size=0)
 
@@ -231,7 +268,7 @@ def test_middleware_leaves_the_stream_alone(wrapped: Service, claude: Claude) ->
         assert "Content-Encoding" not in person.response_headers
 
 
-@pytest.mark.parametrize("texts", [[], ["one ", "two "]], ids=["before the first piece", "in the middle"])
+@before_and_after_the_first
 def test_a_client_that_leaves_stops_the_model_behind_middleware(
     wrapped: Service, claude: Claude, texts: list[str], record_property: Record
 ) -> None:

@@ -21,13 +21,16 @@ from sqlalchemy.orm import Session
 from app.chassis.conversations.models import Message
 from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn
 from app.chassis.database import Database, DatabaseBusyError
-from app.chassis.streaming import RECONNECT, Events, ServerSentEvent
+from app.chassis.streaming import Events, ServerSentEvent
 from app.chassis.times import now
 
 logger = logging.getLogger(__name__)
 
 GRACE: Final = 1.0
 """Seconds after which an answer that nobody watches ends."""
+
+COME_BACK: Final = 250
+"""Milliseconds that a browser waits before it comes back: with a new connection less than GRACE."""
 
 SAVE_EVERY: Final = 1.0
 """Seconds between two savings of unfinished answers, all in one transaction; a killed process
@@ -277,7 +280,7 @@ def is_written(message: Message) -> bool:
 
 def remember(position: Position) -> ServerSentEvent:
     """No event for a page's script, but an id to come back with before there is any text."""
-    return ServerSentEvent(id=str(position), retry=RECONNECT)
+    return ServerSentEvent(id=str(position), retry=COME_BACK)
 
 
 def piece(position: Position, text: str) -> ServerSentEvent:

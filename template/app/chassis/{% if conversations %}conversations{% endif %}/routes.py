@@ -1,6 +1,6 @@
 """The routes of threads and their messages."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
@@ -13,7 +13,7 @@ from app.chassis.conversations.owner import Owner
 from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
 from app.chassis.conversations.turns import Turn
-from app.chassis.database import Reader, Writer
+from app.chassis.database import Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
 from app.chassis.streaming import EventStream, LastEventId
 from app.chassis.times import UtcTime, now
@@ -105,6 +105,18 @@ def get_replies(request: Request) -> Replies:
     return replies
 
 
+async def get_asker(
+    request: Request, last_event_id: LastEventId[EventId | None] = None
+) -> AsyncIterator[Session]:
+    """Who comes back for the rest of an answer only reads, and waits for no lock."""
+    database = get_database(request)
+    async with database.reading() if last_event_id else database.writing() as session:
+        yield session
+
+
+Asker = Annotated[Session, Depends(get_asker, scope="function")]
+
+
 @router.post("", status_code=201, response_model=ThreadOut)
 def create_thread(session: Writer, owner: Owner, thread: ThreadIn | None = None) -> Thread:
     created = Thread(owner_id=owner, title=(thread or ThreadIn()).title)
@@ -154,7 +166,7 @@ def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
 def chat(
     thread_id: Id,
     message: MessageIn,
-    session: Writer,
+    session: Asker,
     owner: Owner,
     replies: Annotated[Replies, Depends(get_replies)],
     last_event_id: LastEventId[EventId | None] = None,

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app.chassis.conversations import replies, routes
 from app.chassis.conversations.models import Message
-from app.chassis.conversations.replies import LEASE, Position, Replies, Reply
+from app.chassis.conversations.replies import LEASE, Position, Reply
 from app.chassis.conversations.turns import ProviderError
 from app.chassis.times import now
 
@@ -372,15 +375,71 @@ def test_an_event_id_is_a_position() -> None:
     assert Position.parse("12-340") == Position(12, 340)
 
 
+def test_who_comes_back_puts_the_end_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def come_and_go() -> None:
+        reply = Reply(1)
+        reply.task = asyncio.create_task(asyncio.sleep(60))
+        for grace in (0.01, 60):
+            monkeypatch.setattr(replies, "GRACE", grace)
+            with reply.watched():
+                pass
+        await asyncio.sleep(0.1)
+        assert not reply.task.cancelled()
+        reply.task.cancel()
+
+    asyncio.run(come_and_go())
+
+
+def test_who_comes_back_needs_no_lock(service: Service, model: Model) -> None:
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+
+    with service.chat(thread) as stream:
+        stream.next()
+        last_id = stream.last_id
+    with service.app.state.database.write() as session:
+        session.connection()
+        with service.chat(thread, last_id=last_id) as stream:
+            session.rollback()
+            gate.set()
+            assert stream.rest()[-1].data["status"] == "complete"
+
+
+def test_answers_that_end_together_are_kept_together(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none is taken for unfinished by the saving that goes on beside it."""
+    keep, sizes = replies.save, []
+
+    def slowly(session: Session, rows: Sequence[Any], *, writing: bool) -> list[Reply]:
+        if not writing:
+            sizes.append(len(rows))
+            time.sleep(0.6)
+        return keep(session, rows, writing=writing)
+
+    monkeypatch.setattr(replies, "save", slowly)
+    monkeypatch.setattr(replies, "SAVE_EVERY", 0.01)
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+    threads = [service.thread_id() for _ in range(10)]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(service.chat(thread)) for thread in threads]
+        gate.set()
+        assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
+    time.sleep(0.2)
+
+    assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
+    assert sum(sizes) == len(threads)
+    assert len(sizes) < 5
+
+
 def test_nothing_is_written_when_nothing_is_unfinished(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: Replies = service.app.state.replies
     called = count()
     monkeypatch.setattr(replies, "save", lambda *_, **__: next(called))
 
-    async def save_nothing() -> None:
-        assert await written._save({}, writing=True) == []
-
-    asyncio.run(save_nothing())
+    with service.app.state.database.read() as session:
+        assert asyncio.run(replies.run_save(session, {}, writing=True)) == []
     assert next(called) == 0

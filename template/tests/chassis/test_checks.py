@@ -286,18 +286,18 @@ def test_settings_that_are_allowed_and_probably_not_meant(
 
 
 @pytest.mark.parametrize(
-    ("workers", "limit", "status"),
-    [(1, "512000000", "ok"), (4, "200000000", "failed"), (4, "320000000", "warning")],
+    ("workers", "share", "status"), [(1, 3.0, "ok"), (4, 0.9, "failed"), (4, 1.2, "warning")]
 )
 def test_workers_have_to_fit_into_the_memory(
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     workers: int,
-    limit: str,
+    share: float,
     status: str,
 ) -> None:
     file = tmp_path / "memory.max"
+    limit = int(share * service.needed_bytes(workers))
     file.write_text(f"{limit}\n", encoding="ascii")
     monkeypatch.setattr(service, "MEMORY_LIMITS", (file,))
     changed = settings.model_copy(update={"workers": workers})

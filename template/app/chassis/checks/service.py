@@ -153,8 +153,7 @@ def strategy() -> Finding:
 def memory(settings: ChassisSettings) -> Finding:
     """Whether the workers fit into the container."""
     name = "workers.memory"
-    worker = WORKER_BYTES + features.WORKER_BYTES
-    needed = BASE_BYTES + settings.workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
+    needed = needed_bytes(settings.workers)
     shown = f"WORKERS={settings.workers} take about {needed / 1e6:.0f} MB"
     limit = memory_limit()
     if limit is None:
@@ -166,6 +165,12 @@ def memory(settings: ChassisSettings) -> Finding:
     if needed > 0.7 * limit or settings.workers > 2 * (os.cpu_count() or 1) + 1:
         return warning(name, f"{shown} of {limit / 1e6:.0f} MB", "set WORKERS=1")
     return ok(name, f"{shown} of {limit / 1e6:.0f} MB")
+
+
+def needed_bytes(workers: int) -> int:
+    """About the memory that everything in the container takes."""
+    worker = WORKER_BYTES + features.WORKER_BYTES
+    return BASE_BYTES + workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
 
 
 def memory_limit() -> int | None:

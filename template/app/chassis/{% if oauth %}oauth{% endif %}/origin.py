@@ -33,12 +33,9 @@ class OriginCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self.allows(HTTPConnection(scope)):
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
-            await problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")(
-                scope, receive, send
-            )
+            refusal = problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")
+            await refusal(scope, receive, send)
 
     def allows(self, connection: HTTPConnection) -> bool:
         if connection.scope.get("method") in SAFE_METHODS or self.cookie not in connection.cookies:

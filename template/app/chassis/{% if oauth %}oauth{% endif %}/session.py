@@ -5,7 +5,7 @@ import hmac
 import time
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, HTTPException, WebSocketException
+from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
 from app.chassis.database import Database
@@ -53,12 +53,10 @@ OptionalUser = Annotated[User | None, Depends(find_user)]
 """Who is signed in, or None."""
 
 
-def require_user(connection: HTTPConnection, user: OptionalUser) -> User:
-    if user is not None:
-        return user
-    if connection.scope["type"] == "websocket":
-        raise WebSocketException(1008, "You are not signed in")
-    raise HTTPException(401, "You are not signed in")
+def require_user(user: OptionalUser) -> User:
+    if user is None:
+        raise HTTPException(401, "You are not signed in")
+    return user
 
 
 CurrentUser = Annotated[User, Depends(require_user)]

@@ -1,7 +1,8 @@
 """A page of somebody else cannot use the session."""
 
 import pytest
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, WebSocket
+from starlette.testclient import WebSocketDenialResponse
 
 from app.main import create_app
 from app.settings import Settings
@@ -132,7 +133,8 @@ def test_a_websocket_is_a_request_that_may_change_something(
             assert connection.receive_text() == "hello"
     for bad in BAD:
         with (
-            pytest.raises(WebSocketDisconnect),
+            pytest.raises(WebSocketDenialResponse) as refused,
             browser.websocket_connect("/socket", headers=headers(bad) | cookie),
         ):
             pass
+        assert refused.value.status_code == 403

@@ -6,9 +6,10 @@ from base64 import b64decode, b64encode
 from typing import Annotated
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import Depends, FastAPI, WebSocket
 from itsdangerous import TimestampSigner
 from pydantic import SecretStr
+from starlette.testclient import WebSocketDenialResponse
 
 from app.chassis.oauth.session import CurrentUser, OptionalUser, cookie_key, current_user_id
 from app.main import create_app
@@ -194,8 +195,12 @@ def test_routes_ask_for_users(open_browser: OpenBrowser, settings: Settings) -> 
         assert refused.status_code == 401
         assert refused.json()["detail"] == "You are not signed in"
     assert browser.get("/greeting").json() == "nobody"
-    with pytest.raises(WebSocketDisconnect), browser.websocket_connect("/socket"):
+    with (
+        pytest.raises(WebSocketDenialResponse) as refused_socket,
+        browser.websocket_connect("/socket"),
+    ):
         pass
+    assert refused_socket.value.status_code == 401
 
     browser.sign_in()
 

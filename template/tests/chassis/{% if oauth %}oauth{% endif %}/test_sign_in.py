@@ -175,6 +175,13 @@ def test_what_comes_back_has_to_be_expected(browser: Browser, spoil: Spoil) -> N
     assert browser.whoami() is None
 
 
+def test_a_sign_in_that_was_refused_is_over(browser: Browser) -> None:
+    back = browser.agree(browser.leave())
+    browser.get(f"{without('code')(browser, back)}&error=access_denied")
+
+    assert browser.get(back).status_code == 400
+
+
 def test_a_sign_in_has_to_be_finished_in_time(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sysconfig
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
@@ -276,10 +276,10 @@ def ruff(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def lint(*projects: Path) -> None:
+def lint(*projects: Path, options: Sequence[str] = ()) -> None:
     """Neither the formatter nor the linter would change a thing, and no Dockerfile is faulty."""
     ruff("format", "--check", *projects)
-    ruff("check", *projects)
+    ruff("check", *options, *projects)
     dockerfiles = [path for project in projects if (path := project / "Dockerfile").exists()]
     if dockerfiles:
         command = [tool("hadolint"), "--failure-threshold", "style", *dockerfiles]

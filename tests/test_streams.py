@@ -343,6 +343,11 @@ def memory(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -362,16 +367,20 @@ def test_500_open_streams(
         async with crowd(service, STREAMS) as people:
             await people.read_until('{"text":"first"}')
             record_property("seconds to open", f"{time.monotonic() - started:.1f}")
-            await asyncio.sleep(3)
+            busy = -cpu_seconds(pid)
+            await asyncio.sleep(5)
+            busy += cpu_seconds(pid)
             grown = memory(pid) - before
             record_property("MB before", before // 1024)
             record_property("KB per stream", grown // STREAMS)
+            record_property("percent of a CPU while nothing comes", round(100 * busy / 5))
             record_property("open files", open_files(pid))
             # in a thread: this one has the model's server waiting for it
             health = await asyncio.to_thread(service.client.get, "/health")
             assert health.status_code == 200
             record_property("ms until /health answers", int(1000 * health.elapsed.total_seconds()))
             assert grown < STREAMS * MAX_KB
+            assert busy < 0.6
             started = time.monotonic()
             gate.set()
             await people.read_until('{"text":"last"}')

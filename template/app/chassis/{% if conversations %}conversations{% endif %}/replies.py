@@ -7,14 +7,14 @@ come of the answer is kept.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Final, NamedTuple
 
 from anyio.to_thread import run_sync
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -41,6 +41,10 @@ LEASE: Final = timedelta(seconds=10)
 
 POLL: Final = 0.5
 """Seconds between two looks at an answer that another worker writes."""
+
+STORE: Final = update(Message).where(
+    Message.id == bindparam("message_id"), Message.role == "assistant"
+)
 
 
 class Position(NamedTuple):
@@ -220,20 +224,19 @@ async def run_save(
 
 
 def save(
-    session: Session, rows: Iterable[tuple[Reply, str, Status]], *, writing: bool
+    session: Session, rows: Sequence[tuple[Reply, str, Status]], *, writing: bool
 ) -> list[Reply]:
     until = now() + LEASE if writing else None
-    gone = []
-    for reply, text, status in rows:
-        found = session.execute(
-            update(Message)
-            .where(Message.id == reply.message_id, Message.role == "assistant")
-            .values(text=text, status=status, writing_until=until)
-            .returning(Message.id)
-        )
-        if found.first() is None:
-            gone.append(reply)
-    return gone
+    values = [
+        {"message_id": reply.message_id, "text": text, "status": status, "writing_until": until}
+        for reply, text, status in rows
+    ]
+    # all in one statement, and none through the ORM: there may be hundreds a second
+    if session.connection().execute(STORE, values).rowcount == len(rows):
+        return []
+    ids = [reply.message_id for reply, _, _ in rows]
+    found = set(session.scalars(select(Message.id).where(Message.id.in_(ids))))
+    return [reply for reply, _, _ in rows if reply.message_id not in found]
 
 
 async def watch(reply: Reply, characters: int) -> Events:

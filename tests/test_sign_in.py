@@ -1,4 +1,4 @@
-"""The sign-in that a rendered README has its reader try, as it stands there."""
+"""What a rendered README says of the sign-in, done as it stands there."""
 
 import os
 import re
@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2 as httpx
+import pytest
 
-from service import DEADLINE, Service, free_port
+from service import DEADLINE, Service, free_port, router_added
 from support import tool
+
+ANSWERS = {"features": "[oauth]", "oauth_providers": "[google, microsoft]"}
 
 
 def test_the_readmes_reader_can_sign_in(installed: Callable[..., Path], tmp_path: Path) -> None:
-    project = installed(features="[oauth]", oauth_providers="[google, microsoft]")
+    project = installed(**ANSWERS)
     readme = (project / "README.md").read_text(encoding="utf-8")
     pattern = (
         r"\*\*Try it\*\*.*?```sh\n(.*?)\n```.*?<http://localhost:8000(.*?)>.*?```sh\n(.*?)\n```"
@@ -51,6 +54,80 @@ def test_the_readmes_reader_can_sign_in(installed: Callable[..., Path], tmp_path
         "name": "Ann",
     }
     assert "User 1 has signed in with Google" in service.output()
+
+
+MODEL = """
+
+class Thing(Base):
+    __tablename__ = "things"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    {owner}
+"""
+
+ROUTES = """
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from app.chassis.database import Reader, Writer
+from app.chassis.oauth import CurrentUser
+from app.models import Thing
+
+router = APIRouter(prefix="/things")
+
+
+@router.post("", status_code=201)
+def create(user: CurrentUser, session: Writer) -> None:
+    session.add(Thing(owner_id=user.id))
+
+
+@router.get("/mine")
+def mine(user: CurrentUser, session: Reader) -> list[int]:
+    return list(session.scalars(select(Thing.id).where(Thing.owner_id == user.id)))
+"""
+
+
+def test_a_table_of_ones_own_refers_to_users(
+    installed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = installed(**ANSWERS)
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    (owner,) = re.findall(r"refers to its owner with `(.*?)`", readme)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
+    models = project / "app" / "models.py"
+    before = models.read_text(encoding="utf-8")
+    versions = project / "migrations" / "versions"
+    known = set(versions.iterdir())
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            [tool("uv"), "run", "--locked", *command],
+            cwd=project,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    try:
+        run("python", "-m", "app", "migrate")
+        after = before.replace("import MetaData", "import ForeignKey, MetaData")
+        models.write_text(after + MODEL.format(owner=owner), encoding="utf-8")
+        run("alembic", "revision", "--autogenerate", "-m", "add things")
+        (revision,) = set(versions.glob("*.py")) - known
+        assert "users" in revision.read_text(encoding="utf-8")
+        with (
+            router_added(project, "mine", ROUTES),
+            Service(project, tmp_path, PAGE_ENABLED="false").wait_until_healthy() as service,
+        ):
+            assert service.client.post("/things").status_code == 401
+            assert service.client.get("/things/mine").status_code == 401
+            run("ruff", "check", "app", "migrations")
+            run("mypy")
+            run("alembic", "check")
+    finally:
+        models.write_text(before, encoding="utf-8")
+        for new in set(versions.glob("*.py")) - known:
+            new.unlink()
 
 
 def wait_for(url: str) -> None:

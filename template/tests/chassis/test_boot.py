@@ -141,6 +141,18 @@ def test_no_worker_is_left_when_the_server_is_killed(
     services.append(Service(tmp_path, LOCK_TIMEOUT="10").wait_until_healthy())
 
 
+def test_the_start_loads_no_web_framework() -> None:
+    """It would take longer than everything else before the server."""
+    script = """
+import sys
+from app.chassis import boot
+from app.settings import Settings
+Settings(_env_file=None)
+assert not {"alembic", "authlib", "fastapi", "httpx2", "sqlalchemy"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, check=True)
+
+
 def test_bad_settings_end_it_with_78_and_every_reason(
     services: list[Service], tmp_path: Path
 ) -> None:

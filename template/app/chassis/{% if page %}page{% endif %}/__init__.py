@@ -4,20 +4,23 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Final
-
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
+from typing import TYPE_CHECKING, Final
 
 from app.chassis.page.settings import PageSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PAGE: Final = Path(__file__).with_name("page.html")
 
 
-def install(app: FastAPI, settings: PageSettings) -> None:
+def install(app: "FastAPI", settings: PageSettings) -> None:
     """Serve the page, if it is turned on."""
     if not settings.page_enabled:
         return
+    # imported only now: the start and the commands need the settings, and no web framework
+    from fastapi.responses import HTMLResponse
+
     html = PAGE.read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": content_policy(html), "Cache-Control": "no-cache"}
 

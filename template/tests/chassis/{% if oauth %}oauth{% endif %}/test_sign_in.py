@@ -175,6 +175,13 @@ def test_what_comes_back_has_to_be_expected(browser: Browser, spoil: Spoil) -> N
     assert browser.whoami() is None
 
 
+@pytest.mark.skipif(len(NAMES) < 2, reason="there is no other provider")
+def test_another_provider_cannot_answer(browser: Browser) -> None:
+    back = browser.agree(browser.leave(NAMES[0]))
+
+    assert browser.get(back.replace(NAMES[0], NAMES[1])).status_code == 400
+
+
 def test_a_sign_in_that_was_refused_is_over(browser: Browser) -> None:
     back = browser.agree(browser.leave())
     browser.get(f"{without('code')(browser, back)}&error=access_denied")

@@ -70,7 +70,7 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from app.chassis.database import Reader, Writer
-from app.chassis.oauth import CurrentUser
+{imported}
 from app.models import Thing
 
 router = APIRouter(prefix="/things")
@@ -93,6 +93,9 @@ def test_a_table_of_ones_own_refers_to_users(
     project = installed(**ANSWERS)
     readme = (project / "README.md").read_text(encoding="utf-8")
     (owner,) = re.findall(r"refers to its owner with `(.*?)`", readme)
+    (imported,) = re.findall(
+        r"^from app\.chassis\.oauth.* import CurrentUser$", readme, re.MULTILINE
+    )
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
     models = project / "app" / "models.py"
     before = models.read_text(encoding="utf-8")
@@ -116,7 +119,7 @@ def test_a_table_of_ones_own_refers_to_users(
         (revision,) = set(versions.glob("*.py")) - known
         assert "users" in revision.read_text(encoding="utf-8")
         with (
-            router_added(project, "mine", ROUTES),
+            router_added(project, "mine", ROUTES.format(imported=imported)),
             Service(project, tmp_path, PAGE_ENABLED="false").wait_until_healthy() as service,
         ):
             assert service.client.post("/things").status_code == 401

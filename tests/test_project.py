@@ -24,7 +24,7 @@ COVERING: list[Answers] = [
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
 ]
-LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[2:]]
+LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[1:]]
 
 
 def run(project: Path, *command: str) -> str:
@@ -39,7 +39,7 @@ def run(project: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("answers", [*COVERING[:2], *LONG], ids=identify)
+@pytest.mark.parametrize("answers", [COVERING[0], *LONG], ids=identify)
 def test_its_own_checks_pass(
     installed: Callable[..., Path], answers: Answers, tmp_path: Path
 ) -> None:

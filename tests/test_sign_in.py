@@ -87,6 +87,7 @@ def mine(user: CurrentUser, session: Reader) -> list[int]:
 """
 
 
+@pytest.mark.long
 def test_a_table_of_ones_own_refers_to_users(
     installed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

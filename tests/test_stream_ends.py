@@ -177,7 +177,7 @@ def test_a_kill_loses_a_second_of_text(
             with ThreadPoolExecutor() as pool:
                 reading = [pool.submit(read_until_cut, person) for person in people]
                 wait_until(lambda: min(len(person.arrivals) for person in people) > 20)  # noqa: B023
-                time.sleep(random.uniform(1, 2))
+                time.sleep(random.uniform(3, 4))
                 killed = time.monotonic()
                 os.killpg(service.process.pid, signal.SIGKILL)
                 service.process.wait()

@@ -274,6 +274,17 @@ def test_a_client_that_leaves_stops_the_model_behind_middleware(
     require_stop_on_leaving(wrapped.url, claude, texts, record_property)
 
 
+def test_a_stop_ends_the_stream_behind_middleware(wrapped: Service, claude: Claude) -> None:
+    claude.plans = [["one ", threading.Event()]]
+    with Person(wrapped.url) as person, person.reading() as events:
+        arriving = pieces(events)
+        assert next(arriving) == "one "
+        wrapped.terminate()
+        assert not list(arriving)
+        assert person.end == "shutdown"
+        assert wrapped.ended() == 0
+
+
 STREAMS = 500
 
 MAX_KB = 250

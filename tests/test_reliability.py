@@ -1,27 +1,36 @@
-"""docs/reliability.md names every fault that is tested, and no other."""
+"""The tables in docs/ name every test of a fault and of a stream, and no other."""
 
 import re
 import subprocess
 import sys
 
+import pytest
+
 from support import ROOT
 
-HEADER = ["Fault", "The service", "Lost at most", "Measured", "Tests"]
+HEADERS = {
+    "reliability.md": ["Fault", "The service", "Lost at most", "Measured", "Tests"],
+    "streaming.md": ["Promise", "How", "Measured", "Tests"],
+}
+MODULES = {
+    "reliability.md": ["tests/faults"],
+    "streaming.md": ["tests/test_streams.py", "tests/test_stream_ends.py"],
+}
 
 
-def rows() -> list[list[str]]:
+def rows(page: str) -> list[list[str]]:
     """The tables' cells, without their headings."""
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in page.splitlines()
+        for line in text.splitlines()
         if line.startswith("|") and not line.startswith("|---")
     ]
-    return [row for row in cells if row != HEADER]
+    return [row for row in cells if row != HEADERS[page]]
 
 
-def collect() -> set[str]:
-    """Every test of a fault, as pytest itself collects them."""
+def collect(*modules: str) -> set[str]:
+    """Every test in them, as pytest itself collects them."""
     command = [
         sys.executable,
         "-m",
@@ -34,17 +43,18 @@ def collect() -> set[str]:
         "long or not long",
     ]
     done = subprocess.run(
-        [*command, "tests/faults"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        [*command, *modules], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
-    return set(re.findall(r"^tests/faults/test_(\w+\.py::\S.*)$", done.stdout, re.MULTILINE))
+    return set(re.findall(r"^tests/(?:faults/)?test_(\w+\.py::\S.*)$", done.stdout, re.MULTILINE))
 
 
-def test_the_table_and_the_tests_agree() -> None:
+@pytest.mark.parametrize("page", HEADERS)
+def test_the_table_and_the_tests_agree(page: str) -> None:
     named: dict[str, set[str]] = {}
-    collected = collect()
+    collected = collect(*MODULES[page])
     assert collected
-    for row in rows():
-        assert len(row) == len(HEADER), row
+    for row in rows(page):
+        assert len(row) == len(HEADERS[page]), row
         assert all(row), row
         for name in re.findall(r"`(\w+\.py::[^`]+)`", row[-1]):
             matching = {test for test in collected if test == name or test.startswith(f"{name}[")}

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Alembic's entry point. The work is done in app/chassis/migrate.py."""
 
 from app import models

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The service's chassis: start-up, settings, database, health, HTTP, streaming.
 
 Every file in this directory belongs to the template and is replaced by

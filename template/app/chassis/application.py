@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The FastAPI application with everything that app/main.py does not have to think of."""
 
 import logging.config

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """A consistent copy of the database while the service goes on writing, and the way back."""
 
 import glob

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The order in which the service starts; each step stands in the module it belongs to."""
 
 import logging.config

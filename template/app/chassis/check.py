@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """`python -m app check`: runs the checks, here or against variables from elsewhere."""
 
 import json

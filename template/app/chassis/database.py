@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """SQLite behind SQLAlchemy: many readers and one writer on one file.
 
 Sessions are synchronous and belong in `def` routes, which FastAPI runs in threads:

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """How long a stop may take. Each deadline is shorter than the one around it.
 
 Railway sends SIGTERM and kills after the draining time in railway.json (30 s).

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Errors that end the process with one clear line instead of a traceback."""
 
 import os

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """gunicorn's configuration file, named by app/chassis/server.py.
 
 The parent process imports this and nothing heavier: settings arrive as command-line

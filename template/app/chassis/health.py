@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """`/health` proves the database; `/health/live` only that the process answers.
 
 A pooled `SELECT 1` goes on answering after the file is deleted, replaced, or its volume

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What happens to every request, in one pass over its headers.
 
 Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the way of streams.

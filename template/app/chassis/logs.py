@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Logs on stdout: one JSON object a line for Railway, plain text for a person.
 
 Railway reads stderr as level error and parses single-line JSON that has `level` and

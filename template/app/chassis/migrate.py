@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Schema migrations: Alembic, once at start, before any worker exists.
 
 Importing Alembic takes a third of a second, so the revision is first compared with

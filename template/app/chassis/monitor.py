@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What watches the second copy of the database while the service runs: by default, nothing."""
 
 from collections.abc import AsyncIterator, Mapping

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """A bar for what takes longer than a second, for people who watch a terminal."""
 
 import sys

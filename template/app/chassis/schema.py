@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """A line of database revisions: the service's own, or one of a feature's."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """How the application is served: the commands, and what gunicorn runs them with.
 
 One worker by default: SQLite has one writer, and more workers only help handlers that

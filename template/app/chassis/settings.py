@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Settings from environment variables and .env, checked before anything starts.
 
 Each rule is a field validator that sees the fields declared above its own, so that

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The SQLite driver, and connections that never create a database by accident."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """`python -m app status`: the service's state in figures, for a person or a script."""
 
 import inspect

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The directory the database lives in: mounted, owned, writable, and locked by one service."""
 
 import fcntl

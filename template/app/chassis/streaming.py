@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Server-sent events that arrive one by one, stay open, resume, and end when they should.
 
 The wire format is https://html.spec.whatwg.org/multipage/server-sent-events.html.

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Times as SQLite keeps them: in UTC, without the zone."""
 
 from datetime import UTC, datetime

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What a check of /health may say besides that all is well."""
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """What several tests of the chassis need."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """A copy that is whole, made while the service writes, and its way back."""
 
 import os

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """`check`: every pitfall has an id, a verdict and advice, and no secret gets out."""
 
 import json

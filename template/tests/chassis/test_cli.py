@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """The commands that come back; starting the service is in test_boot.py."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """What the two engines promise: nothing lost, nobody locked out, no file made by accident."""
 
 import multiprocessing

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """What /health notices, and that it always answers."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Who is calling, what is let in, and what an answer carries."""
 
 import json

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Migrations: once, whole or not at all, and in step with the models."""
 
 import os

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """The bar: only for a person who waits, and gone when it is done."""
 
 import io

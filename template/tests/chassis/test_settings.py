@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """What is derived, what is refused, and that the documents list every variable."""
 
 import re

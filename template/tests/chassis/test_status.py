@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """`status`: what a person needs to know, in figures."""
 
 import json

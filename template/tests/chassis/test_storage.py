@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Mounts, permissions and the lock."""
 
 import os

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Event streams: what is sent, and when they end."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The database: a SQLite that can be trusted, set up as it has to be, whole, and up to date."""
 
 from collections.abc import Iterator

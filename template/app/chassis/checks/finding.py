@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What a check says: a verdict, and what to do about it."""
 
 from collections.abc import Callable, Iterable

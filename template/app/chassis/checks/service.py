@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What the settings amount to: hosts, origins, proxies, workers; allowed, but maybe not meant."""
 
 import ipaddress

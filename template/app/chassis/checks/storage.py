@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The volume: is it there, is it the right one, can it be written, is there room."""
 
 import os

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """A provider without a model: the person's own words, one after the other."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Answers while they are written: each by one task, whoever watches it.
 
 The task is not the request's: a client that comes back within GRACE finds the answer going on.

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What a provider of answers is asked, and how it says that it cannot answer."""
 
 from collections.abc import AsyncGenerator, Sequence

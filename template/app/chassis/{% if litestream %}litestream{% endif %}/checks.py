@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """`python -m app check` for the copy in the bucket: the program, a write, and its age."""
 
 import json

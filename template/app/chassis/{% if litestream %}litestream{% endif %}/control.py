@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Litestream's control socket: HTTP with JSON over a Unix socket.
 
 Only the standard library is imported here, because gunicorn's first process uses it too.

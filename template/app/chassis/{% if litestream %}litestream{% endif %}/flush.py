@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The last thing before a stop: have the bucket confirm every change.
 
 Litestream sends what is left when it stops, but not what was written in the first second

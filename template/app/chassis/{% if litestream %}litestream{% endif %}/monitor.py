@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Watches whether the bucket takes every change, and says so in /health and in the log."""
 
 import logging

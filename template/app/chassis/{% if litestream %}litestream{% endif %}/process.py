@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Litestream's program: how it is found, told what to do, and run around the server."""
 
 import logging

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Where the copy is kept, and how late it may be."""
 
 import hashlib

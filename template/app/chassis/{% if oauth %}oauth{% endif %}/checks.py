@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """`python -m app check` for the sign-in: what the providers have to be told, and who is let in."""
 
 from collections.abc import Iterator

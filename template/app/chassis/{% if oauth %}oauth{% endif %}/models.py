@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The table of people who have signed in; one of your own refers to it by `users.id`."""
 
 from datetime import datetime

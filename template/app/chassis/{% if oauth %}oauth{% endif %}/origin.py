@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Requests that change something come from the service's own pages, or from those it has listed.
 
 A browser sends the session's cookie along with whatever request a page makes. SameSite keeps it

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What the service knows of a provider of accounts, whichever it is."""
 
 import re

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The routes below /auth: to the provider, back from it, who one is, and out again."""
 
 import logging

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Who is signed in: a signed cookie that says who and since when, held against the database."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Who may sign in, and for how long; what the providers' own settings have in common."""
 
 import re

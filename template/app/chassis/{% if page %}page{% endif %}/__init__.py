@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """One page at `/` that uses the features, so that they can be seen at work."""
 
 import base64

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Whether there is a page at `/`."""
 
 from collections.abc import Mapping

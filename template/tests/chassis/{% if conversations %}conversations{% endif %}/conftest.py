@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """A service with conversations that is really listening, and whose model the test chooses."""
 
 import asyncio

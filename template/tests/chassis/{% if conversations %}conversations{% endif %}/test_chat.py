@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Answers: streamed, kept, resumed, and ended when nobody wants them."""
 
 import asyncio

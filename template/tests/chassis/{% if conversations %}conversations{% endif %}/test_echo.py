@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """The provider that needs no model."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """Threads: made, listed, read, renamed, deleted, and seen by nobody else."""
 
 from collections.abc import Iterator

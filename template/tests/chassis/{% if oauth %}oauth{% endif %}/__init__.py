@@ -1,0 +1,1 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """The application, and somebody with a browser and an account."""
 
 import logging

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """A provider of accounts on this machine, whose words tests can change."""
 
 import base64

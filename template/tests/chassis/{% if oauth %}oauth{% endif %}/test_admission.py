@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """ALLOWED_EMAILS, and which addresses count."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """A page of somebody else cannot use the session."""
 
 import pytest

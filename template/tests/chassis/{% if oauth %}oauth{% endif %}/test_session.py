@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """How long somebody is signed in, and what a cookie is worth."""
 
 import json

@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """What production asks for, and that every problem is told at once."""
 
 import pytest

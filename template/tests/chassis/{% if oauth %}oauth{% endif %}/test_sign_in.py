@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """To the provider and back, and everything that may be wrong with what comes back."""
 
 import json

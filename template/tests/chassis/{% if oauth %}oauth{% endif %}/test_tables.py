@@ -1,3 +1,4 @@
+# Belongs to the template: your own tests go into tests/, beside this directory.
 """The table of users: as the revisions make it, and apart from the service's own tables."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Create the tables of threads and messages.
 
 Revision ID: conversations_0001

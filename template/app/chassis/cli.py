@@ -90,6 +90,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dry-run", action="store_true", help="only check that it could be done")
     command.set_defaults(run=restore)
+
+    command = commands.add_parser("template", help="how this stands to the template it comes from")
+    tasks = command.add_subparsers(title="tasks", metavar="TASK", required=True)
+    task = tasks.add_parser(
+        "status", help="version, newest version, and which of its files were changed here"
+    )
+    task.add_argument("--json", action="store_true", help="for programs")
+    task.set_defaults(run=template_status)
+    task = tasks.add_parser("diff", help="what was changed in its files, as a patch")
+    task.set_defaults(run=template_diff)
+    task = tasks.add_parser("notes", help="what its newer versions mean for this project")
+    task.set_defaults(run=template_notes)
     return parser
 
 
@@ -183,6 +195,33 @@ def restore(options: argparse.Namespace) -> int:
     print(f"{name} is now the database {database}")
     if kept is not None:
         print(f"The one before is kept as {kept}")
+    return 0
+
+
+def template_status(options: argparse.Namespace) -> int:
+    """0 when in step, 1 when behind or changed, 2 when it cannot be told."""
+    import json
+
+    from app.chassis import template
+
+    found = template.status()
+    print(json.dumps(found, indent=2) if options.json else "\n".join(template.lines(found)))
+    return 0 if template.is_in_step(found) else 1
+
+
+def template_diff(_: argparse.Namespace) -> int:
+    """0 without a difference, 1 with one, 2 when it cannot be told."""
+    from app.chassis import template
+
+    found = template.diff()
+    print(found, end="")
+    return 1 if found else 0
+
+
+def template_notes(_: argparse.Namespace) -> int:
+    from app.chassis import template
+
+    print(template.notes(), end="")
     return 0
 
 

@@ -19,10 +19,12 @@ from app.chassis.errors import StartupError
 from app.chassis.sqlite import open_database
 from app.settings import Settings
 
+from .databases import make_database
+
 
 @pytest.fixture
 def database(settings: Settings) -> Database:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     made = Database(settings.database_path)
     with made.write() as session:
         session.execute(text("CREATE TABLE pairs (a INTEGER, b INTEGER)"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import check, migrate
+from app.chassis import check
 from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
@@ -21,6 +21,7 @@ from app.chassis.sqlite import open_database
 from app.chassis.storage import locked
 from app.settings import Settings
 
+from .databases import make_database
 from .production import RAILWAY, REQUIRED
 
 SECRET = "hunter2-hunter2"
@@ -42,7 +43,7 @@ def production(**changes: object) -> Settings:
 
 
 def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
 
     found = by_id([*storage.check(settings), *database.check(settings)])
 
@@ -247,7 +248,7 @@ def damage(path: Path) -> None:
 def test_a_database_that_is_not_right(
     settings: Settings, spoil: Callable[[Path], None], name: str, status: str
 ) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     spoil(settings.database_path)
 
     assert by_id(database.check(settings))[name].status == status

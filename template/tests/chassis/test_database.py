@@ -16,12 +16,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.chassis import database as chassis
-from app.chassis import migrate
 from app.chassis.backup import copy_database
 from app.chassis.database import Database, DatabaseBusyError, Reader, Writer
 from app.chassis.sqlite import open_database
 from app.main import create_app
 from app.settings import Settings
+
+from .databases import make_database
 
 ROUNDS = 15
 THREADS = 8
@@ -29,7 +30,7 @@ THREADS = 8
 
 @pytest.fixture
 def database(settings: Settings) -> Database:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     made = Database(settings.database_path)
     with made.write() as session:
         session.execute(text("CREATE TABLE counter (value INTEGER)"))

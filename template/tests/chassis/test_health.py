@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.chassis import health, migrate
+from app.chassis import health
 from app.chassis.application import create_application
 from app.chassis.sqlite import open_database
 from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
+
+from .databases import make_database
 
 
 def failure(client: TestClient, check: str = "database") -> str:
@@ -113,7 +115,7 @@ def test_a_locked_database_in_bounded_time(
 
 
 def test_a_full_volume(settings: Settings) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     full = settings.model_copy(update={"min_free_bytes": 2**62})
 
     with TestClient(create_application(full)) as client:
@@ -121,7 +123,7 @@ def test_a_full_volume(settings: Settings) -> None:
 
 
 def test_a_volume_that_fills_is_said_before_it_is_full(settings: Settings) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     filling = settings.model_copy(update={"low_free_bytes": 2**62})
 
     with TestClient(create_application(filling)) as client:
@@ -181,7 +183,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
     async def broken() -> None:
         raise RuntimeError("password=hunter2")
 
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     checks: dict[str, HealthCheck] = {
         "well": well,
         "measured": measured,

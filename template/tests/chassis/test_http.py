@@ -10,16 +10,17 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
-from app.chassis import migrate
 from app.main import create_app
 from app.settings import Settings
+
+from .databases import make_database
 
 EDGE = ("100.64.0.7", 4711)
 STRANGER = ("203.0.113.9", 4711)
 
 
 def make_app(settings: Settings, **changes: Any) -> FastAPI:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     app = create_app(settings.model_copy(update=changes))
 
     @app.get("/whoami")

@@ -12,9 +12,11 @@ from app.chassis.cli import main
 from app.chassis.storage import locked
 from app.settings import Settings
 
+from .databases import make_database
+
 
 def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     copy = backup(settings.database_path)
 
     found = status.report(settings)

@@ -15,12 +15,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.chassis import migrate
 from app.chassis.conversations.owner import owner
 from app.chassis.conversations.turns import Turn
 from app.chassis.streaming import open_streams
 from app.main import create_app
 from app.settings import Settings
+
+from ..databases import make_database
 
 
 class Model:
@@ -157,7 +158,7 @@ def model() -> Model:
 @pytest.fixture
 def app(settings: Settings, model: Model) -> FastAPI:
     """The application, as person 1 sees it, who needs no sign-in."""
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     app = create_app(settings)
     app.dependency_overrides[owner] = lambda: 1
     app.state.replies.provider = model

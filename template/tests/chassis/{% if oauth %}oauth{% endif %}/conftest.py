@@ -15,13 +15,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app.chassis import migrate
 from app.chassis.oauth.models import User
 from app.chassis.oauth.providers import providers
 from app.chassis.oauth.session import cookie_name
 from app.main import create_app
 from app.settings import Settings
 
+from ..databases import make_database
 from .provider import Provider, serving
 
 NAMES = [provider.name for provider in providers(Settings.model_construct())]
@@ -110,7 +110,7 @@ def provider(running_provider: Provider) -> Provider:
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("migrated") / "app.db"
-    migrate.upgrade(path)
+    make_database(path)
     return path
 
 

@@ -26,12 +26,18 @@ from app.chassis.settings import PROJECT_ROOT, ChassisSettings
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
+    from alembic.operations import MigrationScript
     from sqlalchemy import MetaData
     from sqlalchemy.schema import SchemaItem
 
 logger = logging.getLogger(__name__)
 
 VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
+
+ACCEPT_TABLES: Final = (
+    "make a first revision that accepts them: "
+    '`uv run alembic -x existing revision --autogenerate -m "what there was"`'
+)
 
 
 def schemas() -> list[Schema]:
@@ -105,6 +111,30 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
     return connection.execute(query, (name,)).fetchone() is not None
 
 
+def foreign_tables(connection: sqlite3.Connection) -> list[str]:
+    """Tables that were made without migrations, unless a revision of the service accepts them."""
+    line = schemas()[-1]
+    if has_table(connection, line.version_table) or accepts_tables(line):
+        return []
+    rows = connection.execute(
+        r"SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' "
+        r"ESCAPE '\' AND name NOT LIKE '\_litestream\_%' ESCAPE '\' ORDER BY name"
+    )
+    return [name for (name,) in rows if name not in names_of_features()]
+
+
+def accepts_tables(schema: Schema) -> bool:
+    """Whether a revision says that what it creates may be there already."""
+    files = schema.versions.glob("*.py")
+    return any("if_not_exists=True" in file.read_text(encoding="utf-8") for file in files)
+
+
+def names_of_features() -> set[str]:
+    return {
+        name for feature in features.SCHEMAS for name in (*feature.tables, feature.version_table)
+    }
+
+
 def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[str]) -> bool:
     """Whether this code can serve the database.
 
@@ -156,12 +186,13 @@ def upgrade(database: Path) -> None:
     Each upgrade is one transaction: a crash in the middle leaves nothing of it behind.
 
     Raises:
-        StartupError: The file is not a database, or a migration failed.
+        StartupError: The file is not a database or one without revisions, or a migration failed.
     """
     require_database(database)
     try:
         connection = open_database(database)
         try:
+            require_own_tables(database, connection)
             connection.execute("PRAGMA journal_mode=WAL")
             behind = [schema for schema in schemas() if is_behind(connection, schema)]
         finally:
@@ -173,6 +204,20 @@ def upgrade(database: Path) -> None:
         ) from None
     for schema in behind:
         run_alembic(database, schema)
+
+
+def require_own_tables(database: Path, connection: sqlite3.Connection) -> None:
+    """Refuse to build on tables of unknown origin.
+
+    Raises:
+        StartupError: There are tables, and no revision says how they came to be.
+    """
+    if found := foreign_tables(connection):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise StartupError(
+            f"Database: {database} has tables ({', '.join(found[:3])}{more}) and no revision. If "
+            f"they are this service's, {ACCEPT_TABLES}; if not, correct DATABASE_URL."
+        )
 
 
 def is_behind(connection: sqlite3.Connection, schema: Schema) -> bool:
@@ -240,6 +285,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
 
     from app.chassis.database import DatabaseFile, migration_engine
 
+    existing = "existing" in context.get_x_argument()
     for feature in features.SCHEMAS:
         # makes its tables known to the metadata, which the service's own may refer to
         import_module(f"app.chassis.{feature.name}.models")
@@ -257,6 +303,9 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 transactional_ddl=True,
                 version_table=schema.version_table,
                 include_object=belongs_to(schema),
+                # as if the database were empty, so that the revision makes what is there, too
+                include_name=(lambda *_: False) if existing else None,
+                process_revision_directives=accept_tables if existing else None,
             )
             context.run_migrations()
             if broken := connection.execute(text("PRAGMA foreign_key_check")).first():
@@ -266,9 +315,21 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
         file.close()
 
 
+def accept_tables(_: object, __: object, scripts: "list[MigrationScript]") -> None:
+    """Let a revision create only what is missing: `alembic -x existing revision --autogenerate`."""
+    from alembic.operations.ops import CreateIndexOp, CreateTableOp, ModifyTableOps
+
+    assert scripts[0].upgrade_ops is not None
+    for operation in scripts[0].upgrade_ops.ops:
+        inner = operation.ops if isinstance(operation, ModifyTableOps) else [operation]
+        for one in inner:
+            if isinstance(one, CreateTableOp | CreateIndexOp):
+                one.if_not_exists = True
+
+
 def belongs_to(schema: Schema) -> Callable[..., bool]:
     """What Alembic compares: the line's own tables, or for the service's all but the features'."""
-    theirs = {name for other in features.SCHEMAS for name in (*other.tables, other.version_table)}
+    theirs = names_of_features()
 
     def include_object(item: "SchemaItem", name: str, kind: str, *_: object) -> bool:
         if kind != "table":

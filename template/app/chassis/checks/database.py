@@ -96,6 +96,12 @@ def integrity(connection: sqlite3.Connection) -> Finding:
 def schema(connection: sqlite3.Connection) -> Finding:
     current = migrate.current_revisions(connection)
     heads = migrate.head_revisions()
+    if tables := migrate.foreign_tables(connection):
+        return failed(
+            "database.schema",
+            f"no revision, and tables ({', '.join(tables)})",
+            migrate.ACCEPT_TABLES,
+        )
     shown = ", ".join(sorted(current)) or "no revision"
     if current == heads:
         return ok("database.schema", f"at {shown}, this code's newest")

@@ -1,0 +1,3 @@
+"""The example is somebody else's repository: its tests are not ours."""
+
+collect_ignore = ["example"]

@@ -28,6 +28,7 @@ def database(settings: Settings) -> Database:
     made = Database(settings.database_path)
     with made.write() as session:
         session.execute(text("CREATE TABLE pairs (a INTEGER, b INTEGER)"))
+        session.execute(text("CREATE TABLE lines (id INTEGER PRIMARY KEY, text TEXT)"))
     return made
 
 
@@ -96,47 +97,44 @@ def test_a_missing_or_damaged_database_leaves_no_copy(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.db"]
 
 
-def notes(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
     connection = open_database(path)
-    found = [row[0] for row in connection.execute("SELECT text FROM notes ORDER BY id")]
+    found = [row[0] for row in connection.execute("SELECT text FROM lines ORDER BY id")]
     connection.close()
     return found
 
 
-def add_note(database: Database, content: str) -> None:
+def add_line(database: Database, content: str) -> None:
     with database.write() as session:
-        session.execute(
-            text("INSERT INTO notes (text, created_at) VALUES (:text, '2026-01-01')"),
-            {"text": content},
-        )
+        session.execute(text("INSERT INTO lines (text) VALUES (:text)"), {"text": content})
 
 
 def test_a_restore_brings_the_copy_back_and_keeps_the_other(
     database: Database, tmp_path: Path
 ) -> None:
-    add_note(database, "in the copy")
+    add_line(database, "in the copy")
     copy = tmp_path / "copy.db"
     backup(database.path, copy)
-    add_note(database, "written later, and only in the log")
+    add_line(database, "written later, and only in the log")
     assert database.path.with_name("app.db-wal").stat().st_size > 0
 
     assert restore(copy, database.path, dry_run=True) is None
-    assert len(notes(database.path)) == 2
+    assert len(lines(database.path)) == 2
     kept = restore(copy, database.path)
 
-    assert notes(database.path) == ["in the copy"]
+    assert lines(database.path) == ["in the copy"]
     assert kept is not None
-    assert notes(kept) == ["in the copy", "written later, and only in the log"]
-    assert notes(copy) == ["in the copy"]
+    assert lines(kept) == ["in the copy", "written later, and only in the log"]
+    assert lines(copy) == ["in the copy"]
     database.dispose()  # a service that is started again
-    add_note(database, "the service goes on")
-    assert notes(database.path) == ["in the copy", "the service goes on"]
+    add_line(database, "the service goes on")
+    assert lines(database.path) == ["in the copy", "the service goes on"]
 
 
 def test_a_restore_replaces_a_damaged_or_missing_database(
     database: Database, tmp_path: Path
 ) -> None:
-    add_note(database, "kept")
+    add_line(database, "kept")
     copy = tmp_path / "copy.db"
     backup(database.path, copy)
     database.dispose()
@@ -145,11 +143,11 @@ def test_a_restore_replaces_a_damaged_or_missing_database(
     kept = restore(copy, database.path)
     assert kept is not None
     assert kept.read_bytes() == b"damaged"
-    assert notes(database.path) == ["kept"]
+    assert lines(database.path) == ["kept"]
 
     database.path.unlink()
     assert restore(copy, database.path) is None
-    assert notes(database.path) == ["kept"]
+    assert lines(database.path) == ["kept"]
 
 
 def change(path: Path, statement: str) -> None:
@@ -195,7 +193,7 @@ def damage(path: Path) -> None:
 def test_what_should_not_be_restored_is_refused(
     database: Database, tmp_path: Path, spoil: Callable[[Path], object], reason: str
 ) -> None:
-    add_note(database, "kept")
+    add_line(database, "kept")
     copy = tmp_path / "copy.db"
     backup(database.path, copy)
     spoil(copy)
@@ -204,7 +202,7 @@ def test_what_should_not_be_restored_is_refused(
         restore(copy, database.path)
 
     assert "\n" not in str(caught.value)
-    assert notes(database.path) == ["kept"]
+    assert lines(database.path) == ["kept"]
     assert not list(tmp_path.glob(".restore-*"))
     assert not list(tmp_path.glob("*.replaced-*"))
 
@@ -237,15 +235,15 @@ def test_copies_in_a_directory_are_named_after_the_time_and_rotated(
 
 @pytest.mark.parametrize("named", ["copy.db.gz", ""])
 def test_a_compressed_copy_comes_back(database: Database, tmp_path: Path, named: str) -> None:
-    add_note(database, "kept")
+    add_line(database, "kept")
     copy = backup(database.path, tmp_path / named, compress=not named)
     assert copy.name.endswith(".gz")
     assert copy.read_bytes()[:2] == b"\x1f\x8b"
-    add_note(database, "taken back")
+    add_line(database, "taken back")
 
     restore(copy, database.path)
 
-    assert notes(database.path) == ["kept"]
+    assert lines(database.path) == ["kept"]
 
 
 def test_a_damaged_compressed_copy_is_refused(database: Database, tmp_path: Path) -> None:
@@ -302,7 +300,7 @@ def upgrade() -> None:
 def test_an_older_copy_is_migrated(
     database: Database, tmp_path: Path, add_revision: Callable[[str], str]
 ) -> None:
-    add_note(database, "kept")
+    add_line(database, "kept")
     copy = backup(database.path, tmp_path / "copy.db")
     add_revision(ADDED)
 
@@ -312,20 +310,20 @@ def test_an_older_copy_is_migrated(
     assert "added" in migrate.current_revisions(connection)
     assert connection.execute("SELECT count(*) FROM added").fetchone() == (0,)
     connection.close()
-    assert notes(database.path) == ["kept"]
+    assert lines(database.path) == ["kept"]
 
 
 def test_a_copy_whose_migration_fails_changes_nothing(
     database: Database, tmp_path: Path, add_revision: Callable[[str], str]
 ) -> None:
     copy = backup(database.path, tmp_path / "copy.db")
-    add_note(database, "of today")
+    add_line(database, "of today")
     add_revision(f"{ADDED}    raise RuntimeError\n")
 
     with pytest.raises(StartupError, match="was rolled back"):
         restore(copy, database.path)
 
-    assert notes(database.path) == ["of today"]
+    assert lines(database.path) == ["of today"]
     assert not list(tmp_path.glob("*.replaced-*"))
 
 
@@ -333,9 +331,9 @@ def test_a_restore_that_ends_in_the_middle_leaves_the_database_whole(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.db"
-    add_note(database, "in the copy")
+    add_line(database, "in the copy")
     backup(database.path, copy)
-    add_note(database, "only in the log")
+    add_line(database, "only in the log")
 
     def end(_: Path, target: Path) -> None:
         raise OSError(f"no {target} today")
@@ -343,7 +341,7 @@ def test_a_restore_that_ends_in_the_middle_leaves_the_database_whole(
     monkeypatch.setattr(Path, "replace", end)
     with pytest.raises(StartupError, match="could not be restored"):
         restore(copy, database.path)
-    assert notes(database.path) == ["in the copy", "only in the log"]
+    assert lines(database.path) == ["in the copy", "only in the log"]
 
 
 def test_a_restore_waits_for_whoever_reads(
@@ -353,13 +351,13 @@ def test_a_restore_waits_for_whoever_reads(
     backup(database.path, copy)
     monkeypatch.setattr(backups, "open_database", partial(open_database, busy_timeout=0.1))
     with database.read() as session:
-        session.execute(text("SELECT count(*) FROM notes"))
-        add_note(database, "written while somebody reads")
+        session.execute(text("SELECT count(*) FROM lines"))
+        add_line(database, "written while somebody reads")
         with pytest.raises(StartupError, match="another process reads"):
             restore(copy, database.path)
-    assert notes(database.path) == ["written while somebody reads"]
+    assert lines(database.path) == ["written while somebody reads"]
     restore(copy, database.path)
-    assert notes(database.path) == []
+    assert lines(database.path) == []
 
 
 def test_what_a_killed_command_has_left_is_removed(database: Database, tmp_path: Path) -> None:

@@ -254,6 +254,19 @@ def test_a_database_that_is_not_right(
     assert by_id(database.check(settings))[name].status == status
 
 
+def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate.upgrade(settings.database_path)
+    statement("DROP TABLE alembic_version")(settings.database_path)
+    statement("CREATE TABLE before_a (id INTEGER)")(settings.database_path)
+    monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)
+
+    found = by_id(database.check(settings))["database.schema"]
+
+    assert found.status == "failed"
+    assert "before_a" in found.verdict
+    assert "alembic -x existing revision" in found.advice
+
+
 def test_an_old_sqlite_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "FIXED_SQLITE", (99, 0, 0))
 

@@ -57,7 +57,7 @@ def test_migrate_then_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert capsys.readouterr().out.endswith(f"{copy}: {copy.stat().st_size} bytes\n")
     connection = open_database(copy)
-    assert connection.execute("SELECT count(*) FROM notes").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
     connection.close()
 
 

@@ -8,15 +8,24 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from app.chassis import health
 from app.chassis.application import create_application
+from app.chassis.database import Database
 from app.chassis.sqlite import open_database
 from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
 
 from .databases import make_database
+
+
+def database_of(client: TestClient) -> Database:
+    assert isinstance(client.app, FastAPI)
+    database: Database = client.app.state.database
+    return database
 
 
 def failure(client: TestClient, check: str = "database") -> str:
@@ -63,7 +72,8 @@ def test_an_empty_file_in_its_place(client: TestClient, settings: Settings) -> N
 
 
 def test_an_emptied_file_keeps_its_log(client: TestClient, settings: Settings) -> None:
-    client.post("/notes", json={"text": "only in the log"})
+    with database_of(client).write() as session:
+        session.execute(text("CREATE TABLE only_in_the_log (id INTEGER)"))
     log = settings.database_path.with_name("app.db-wal")
     before, content = log.read_bytes(), settings.database_path.read_bytes()
     os.truncate(settings.database_path, 0)
@@ -139,7 +149,9 @@ def test_a_volume_that_fills_is_said_before_it_is_full(settings: Settings) -> No
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_database(client: TestClient, settings: Settings) -> None:
-    client.get("/notes")  # an open connection, whose descriptor SQLite can use again
+    with database_of(client).read() as session:
+        # opens a connection, whose descriptor SQLite can use again
+        session.execute(text("SELECT 1"))
     settings.database_path.chmod(0o400)
     assert failure(client) == "the database is read-only"
 

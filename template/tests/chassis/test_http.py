@@ -9,6 +9,7 @@ import httpx2 as httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 
 from app.main import create_app
 from app.settings import Settings
@@ -17,6 +18,10 @@ from .databases import make_database
 
 EDGE = ("100.64.0.7", 4711)
 STRANGER = ("203.0.113.9", 4711)
+
+
+class Line(BaseModel):
+    text: str
 
 
 def make_app(settings: Settings, **changes: Any) -> FastAPI:
@@ -35,6 +40,10 @@ def make_app(settings: Settings, **changes: Any) -> FastAPI:
     @app.get("/refused")
     def refused() -> None:
         raise HTTPException(418, "teapot", {"X-Pot": "tea"})
+
+    @app.post("/lines")
+    def add(line: Line) -> str:
+        return line.text
 
     @app.post("/echo")
     async def echo(request: Request) -> int:
@@ -190,7 +199,7 @@ def test_errors_are_json_with_the_request_id(settings: Settings) -> None:
     assert refused.json() == {"detail": "teapot", "request_id": refused.headers["X-Request-ID"]}
     assert client.get("/missing").json()["detail"] == "Not Found"
     assert client.put("/health").status_code == 405
-    invalid = client.post("/notes", json={"text": {"password": "hunter2"}})
+    invalid = client.post("/lines", json={"text": {"password": "hunter2"}})
     assert invalid.status_code == 422
     assert invalid.json()["detail"][0]["loc"] == ["body", "text"]
     assert "hunter2" not in invalid.text
@@ -201,7 +210,7 @@ def test_a_body_over_the_limit_is_refused(settings: Settings) -> None:
 
     assert client.post("/echo", content=b"x" * 100).json() == 100
     assert client.post("/echo", content=b"x" * 101).status_code == 413
-    assert client.post("/notes", json={"text": "x" * 200}).status_code == 413
+    assert client.post("/lines", json={"text": "x" * 200}).status_code == 413
 
 
 def test_a_body_without_a_length_is_refused_while_it_is_read(settings: Settings) -> None:
@@ -213,7 +222,7 @@ def test_a_body_without_a_length_is_refused_while_it_is_read(settings: Settings)
 
     assert client.post("/echo", content=body(10)).json() == 100
     assert client.post("/echo", content=body(11)).status_code == 413
-    assert client.post("/notes", content=body(11)).status_code == 413
+    assert client.post("/lines", content=body(11)).status_code == 413
 
 
 def test_answers_carry_the_security_headers(settings: Settings) -> None:
@@ -243,7 +252,7 @@ def test_the_documentation_is_a_choice(settings: Settings, page: str) -> None:
 
 def preflight(client: TestClient, origin: str) -> httpx.Response:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    return client.options("/notes", headers=headers)
+    return client.options("/lines", headers=headers)
 
 
 def test_only_the_listed_origins_may_call(settings: Settings) -> None:

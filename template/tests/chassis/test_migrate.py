@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from alembic.config import Config
+from alembic.config import CommandLine, Config
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateTable
 
 from app.chassis import migrate
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.sqlite import MAGIC, open_database
+from app.models import Base
 from app.settings import Settings
 
 BROKEN = """
@@ -101,6 +104,86 @@ def test_a_failed_migration_leaves_nothing_and_can_be_repeated(
             migrate.upgrade(settings.database_path)
         assert "half" not in tables(settings.database_path)
         assert head in revisions(settings.database_path)
+
+
+def make_tables(settings: Settings) -> None:
+    """What a service without migrations has made of a file."""
+    connection = open_database(settings.database_path, create=True)
+    for table in ("before_a", "before_b"):
+        connection.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, text TEXT)")
+    connection.execute("INSERT INTO before_b (text) VALUES ('from before')")
+    connection.close()
+
+
+def test_tables_without_a_revision_are_not_built_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)
+    make_tables(settings)
+    before = settings.database_path.read_bytes()
+
+    with pytest.raises(StartupError, match=r"has tables \(before_a, before_b\) and no rev") as caught:
+        migrate.upgrade(settings.database_path)
+
+    assert "alembic -x existing revision" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert settings.database_path.read_bytes() == before
+
+
+ACCEPTS = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "accepts"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    for table in ("before_b", "new_c"):
+        op.create_table(table, sa.Column("id", sa.Integer, primary_key=True), if_not_exists=True)
+"""
+
+
+def test_a_revision_can_accept_what_is_there(
+    settings: Settings, add_revision: Callable[[str], str]
+) -> None:
+    add_revision(ACCEPTS)
+    make_tables(settings)
+
+    migrate.upgrade(settings.database_path)
+
+    assert {"before_a", "before_b", "new_c"} <= tables(settings.database_path)
+    connection = open_database(settings.database_path)
+    assert connection.execute("SELECT text FROM before_b").fetchall() == [("from before",)]
+    connection.close()
+
+
+def test_a_first_revision_of_what_there_was(
+    settings: Settings, add_revision: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`alembic -x existing` writes what the models have, as if the database were empty."""
+    add_revision("")
+    for file in migrate.VERSIONS.glob("*.py"):
+        file.unlink()
+    features = migrate.names_of_features()
+    own = [table for table in Base.metadata.sorted_tables if table.name not in features]
+    connection = open_database(settings.database_path, create=True)
+    for table in own:
+        connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
+    connection.close()
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    project = migrate.VERSIONS.parents[1]
+    monkeypatch.chdir(project)
+
+    CommandLine().main(["-x", "existing", "revision", "--autogenerate", "-m", "what there was"])
+    (file,) = migrate.VERSIONS.glob("*.py")
+    assert file.read_text(encoding="utf-8").count("if_not_exists=True") >= len(own)
+
+    migrate.upgrade(settings.database_path)
+    assert revisions(settings.database_path) == migrate.head_revisions()
+    fresh = settings.database_path.with_name("fresh.db")
+    migrate.upgrade(fresh)
+    assert {table.name for table in own} <= tables(fresh)
 
 
 def test_a_newer_schema_is_served_as_it_is(settings: Settings) -> None:

@@ -30,7 +30,7 @@ def test_the_revisions_can_be_undone(settings: Settings) -> None:
     command.downgrade(config(settings), "base")
     connection = open_database(settings.database_path)
     assert not migrate.has_table(connection, "users")
-    assert migrate.has_table(connection, "notes")
+    assert migrate.has_table(connection, "alembic_version")
     connection.close()
 
     migrate.upgrade(settings.database_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import check
+from app.chassis import check, migrate
 from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
@@ -255,7 +255,7 @@ def test_a_database_that_is_not_right(
 
 
 def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    migrate.upgrade(settings.database_path)
+    make_database(settings.database_path)
     statement("DROP TABLE alembic_version")(settings.database_path)
     statement("CREATE TABLE before_a (id INTEGER)")(settings.database_path)
     monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)

@@ -114,13 +114,14 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
 def foreign_tables(connection: sqlite3.Connection) -> list[str]:
     """Tables that were made without migrations, unless a revision of the service accepts them."""
     line = schemas()[-1]
-    if has_table(connection, line.version_table) or accepts_tables(line):
+    if current_revision(connection, line) or accepts_tables(line):
         return []
     rows = connection.execute(
         r"SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' "
         r"ESCAPE '\' AND name NOT LIKE '\_litestream\_%' ESCAPE '\' ORDER BY name"
     )
-    return [name for (name,) in rows if name not in names_of_features()]
+    known = {*names_of_features(), line.version_table}
+    return [name for (name,) in rows if name not in known]
 
 
 def accepts_tables(schema: Schema) -> bool:

@@ -112,6 +112,8 @@ def make_tables(settings: Settings) -> None:
     for table in ("before_a", "before_b"):
         connection.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, text TEXT)")
     connection.execute("INSERT INTO before_b (text) VALUES ('from before')")
+    # `alembic revision` and `alembic current` leave this
+    connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
     connection.close()
 
 

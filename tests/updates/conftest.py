@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 import pytest
 from copier import run_copy
 
-from history import NEXT, RELEASES, tag_releases
-from support import ROOT, Answers, commit, files, git
+from history import NEXT, RELEASES, data_options, tag_releases
+from support import ROOT, Answers, commit, git
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,9 @@ def make(
 
     def make(release: str, answers: Answers) -> Path:
         project = tmp_path_factory.mktemp("made") / "project"
-        given = {"project_name": "Billing API", **answers}
-        data = [f"--data={name}={text(value)}" for name, value in given.items()]
-        options = ["copy", "--quiet", "--defaults", f"--vcs-ref={release}"]
-        done = run_copier(*options, *data, history, project)
+        data = data_options({"project_name": "Billing API", **answers})
+        options = ["--quiet", "--defaults", f"--vcs-ref={release}"]
+        done = run_copier("copy", *options, *data, history, project)
         assert done.returncode == 0, done.stderr
         commit(project, "New project")
         return project
@@ -48,9 +47,7 @@ def make(
 
 
 @pytest.fixture(scope="session")
-def fresh(
-    history: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Answers], Path]:
+def fresh(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Answers], Path]:
     """What the newest release renders for some answers, to change at will."""
     rendered: dict[str, Path] = {}
 
@@ -66,8 +63,3 @@ def fresh(
         return project
 
     return fresh
-
-
-def text(value: object) -> str:
-    """An answer as the command line takes it."""
-    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)

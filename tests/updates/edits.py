@@ -26,7 +26,7 @@ class Edit:
     needs: Answers
     since: Version
     anchors: tuple[str, ...]
-    """Files below whose anchors it adds: in a project that has no such line yet, it may conflict."""
+    """Files below whose anchors it adds: where they have no such line yet, it may conflict."""
     unordered: tuple[str, ...]
     """Files in which it adds to a list whose order depends on the release."""
 
@@ -217,12 +217,16 @@ def readme_rewritten(project: Path) -> None:
     readme = project / "README.md"
     replace(
         readme,
-        "FastAPI in one container on Railway, with its data in SQLite on a persistent volume. This page",
-        "Ann and Bob look after this service. This page",
+        "with its data in SQLite on a persistent volume. This page",
+        "looked after by Ann and Bob. This page",
     )
     replace(readme, "Needs [uv](https://docs.astral.sh/uv/)", "Needs our laptop image with [uv]()")
-    replace(readme, "This project was made from a template", "Ask Ann before you update: it is made")
-    replace(readme, "Dependencies: `uv lock --upgrade`", "Dependencies, monthly: `uv lock --upgrade`")
+    replace(
+        readme, "This project was made from a template", "Ask Ann before you update: it is made"
+    )
+    replace(
+        readme, "Dependencies: `uv lock --upgrade`", "Dependencies, monthly: `uv lock --upgrade`"
+    )
 
 
 @edit()
@@ -260,7 +264,9 @@ def phase_added(project: Path) -> None:
 @edit()
 def region_added(project: Path) -> None:
     """The region in which the service runs."""
-    region = '    "multiRegionConfig": {\n      "europe-west4-drams3a": { "numReplicas": 1 }\n    },\n'
+    region = (
+        '    "multiRegionConfig": {\n      "europe-west4-drams3a": { "numReplicas": 1 }\n    },\n'
+    )
     replace(project / "railway.json", '    "numReplicas": 1,\n', f'    "numReplicas": 1,\n{region}')
 
 
@@ -308,7 +314,11 @@ def chassis_edited(project: Path) -> None:
     """What the files' first lines advise against."""
     health = project / "app/chassis/health.py"
     replace(health, "CHECK_TIMEOUT: Final = 3.0", "CHECK_TIMEOUT: Final = 8.0")
-    replace(health, "from fastapi import APIRouter, Response\n", "from fastapi import APIRouter, Response, status\n")
+    replace(
+        health,
+        "from fastapi import APIRouter, Response\n",
+        "from fastapi import APIRouter, Response, status\n",
+    )
     replace(health, "import inspect\n", "import contextlib\nimport inspect\n")
     append(health, '\n\ndef ready() -> bool:\n    """Ours."""\n    return True\n')
 
@@ -333,14 +343,14 @@ def list_things(session: Reader) -> list[str]:
     return []
 '''
 
-THING = '''
+THING = """
 
 class Thing(Base):
     __tablename__ = "things"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
-'''
+"""
 
 REPRESENTATION = '''
 
@@ -418,19 +428,49 @@ STEP_AND_JOB = """\
         run: uv run mkdocs build
 """
 
-OWN = [
-    "router_added",
-    "table_added",
-    "models_changed",
-    "health_check_added",
-    "environment_filled",
-    "workflow_added",
-    "example_renamed",
-    "example_deleted",
-    "models_split",
-    "line_endings_changed",
+BUNDLES: list[list[str]] = [
+    [
+        "router_added",
+        "table_added",
+        "dependency_added",
+        "setting_added",
+        "region_added",
+        "more_ignored",
+    ],
+    [
+        "environment_filled",
+        "example_renamed",
+        "tool_configured",
+        "readme_continued",
+        "variable_declared",
+        "process_added",
+        "railway_json_deleted",
+    ],
+    [
+        "models_split",
+        "formatter_changed",
+        "workflow_changed",
+        "system_package_added",
+        "image_made_smaller",
+    ],
+    [
+        "health_check_added",
+        "models_changed",
+        "workflow_added",
+        "retention_changed",
+        "phase_added",
+        "readme_rewritten",
+    ],
+    [
+        "example_deleted",
+        "line_endings_changed",
+        "shared_line_endings_changed",
+        "chassis_edited",
+    ],
 ]
-"""Those that touch no file that is shared, nor the template's."""
+"""Edits of different files, made together because an update takes seconds."""
 
 ALTERNATIVES = {"example_deleted", "railway_json_deleted"}
-"""Allowed ones that cannot come together with another."""
+"""Allowed ones that cannot be made together with all the others."""
+
+EVERYTHING = [name for name, edit in EDITS.items() if edit.allowed and name not in ALTERNATIVES]

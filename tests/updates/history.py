@@ -53,6 +53,15 @@ def trust(release: str) -> list[str]:
     return ["--trust"] if crossed else []
 
 
+def data_options(answers: Mapping[str, object]) -> list[str]:
+    """Answers as the command line takes them."""
+    written = {
+        name: f"[{', '.join(value)}]" if isinstance(value, list) else value
+        for name, value in answers.items()
+    }
+    return [f"--data={name}={value}" for name, value in written.items()]
+
+
 def update(run_copier: RunCopier, project: Path, *options: str) -> str:
     """Update to the newest release, as people do it, without a terminal."""
     done = run_copier("update", "--defaults", *options, cwd=project)
@@ -68,7 +77,7 @@ def contents(project: Path) -> Contents:
 
 
 def expected(before: Contents, fresh: Contents) -> Contents:
-    """After an update: what is the person's own as before, all else as the newest release has it."""
+    """What is to come out: the person's own as before, all else as the newest release has it."""
     return {
         **{name: content for name, content in before.items() if is_theirs(name)},
         **{name: content for name, content in fresh.items() if not is_theirs(name)},
@@ -101,5 +110,6 @@ def written(before: Contents, after: Contents) -> dict[str, Counter[bytes]]:
 
 def removed(before: Contents, after: Contents) -> dict[str, Counter[bytes]]:
     """The lines that an edit has taken out of files that are still there."""
-    return {name: lost for name in after if (lost := lines(before.get(name, b"")) - lines(after[name]))}
-
+    return {
+        name: lost for name in after if (lost := lines(before.get(name, b"")) - lines(after[name]))
+    }

@@ -1,0 +1,55 @@
+"""Another answer on update: what a new project with that answer has, and the person's edits."""
+
+import pytest
+
+from cases import Fresh, Make, assert_survive, possible
+from edits import EVERYTHING
+from history import NEXT, RunCopier, data_options, update
+from support import Answers, commit, git
+
+DEFAULTS: Answers = {
+    "backup": "railway",
+    "builder": "dockerfile",
+    "ci": "github",
+    "features": [],
+    "python_version": "3.13",
+    "volume_path": "/data",
+    "workers": 1,
+}
+CHANGES: list[Answers] = [
+    {"features": ["conversations", "oauth"]},
+    {"backup": "litestream"},
+    {"backup": "none"},
+    {"builder": "railpack"},
+    {"builder": "nixpacks"},
+    {"ci": "none"},
+    {"features": ["oauth"], "oauth_providers": ["google", "microsoft"]},
+    {"features": ["conversations"], "ai_provider": "anthropic"},
+    {"python_version": "3.12", "volume_path": "/mnt/vol-1", "workers": 4},
+]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(answers, marks=[pytest.mark.long] if number else [], id=ascii(answers))
+        for number, answers in enumerate(CHANGES)
+    ],
+)
+def test_there_and_back(changed: Answers, make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
+    project = make(NEXT, DEFAULTS)
+    there = {**DEFAULTS, **changed}
+    also = possible(EVERYTHING, NEXT, there)
+    edits = [edit for edit in possible(EVERYTHING, NEXT, DEFAULTS) if edit in also]
+    assert all(edit.keeps_its_place(project) for edit in edits)
+    current = "--vcs-ref=:current:"
+    found = assert_survive(
+        edits, project, fresh(there), run_copier, current, *data_options(changed)
+    )
+    assert found == set()
+    commit(project, "Other answers")
+
+    back = {name: value for name, value in DEFAULTS.items() if name in changed}
+    update(run_copier, project, current, *data_options(back))
+    commit(project, "The first answers")
+    assert git(project, "diff", "--name-only", "HEAD~2") == ""

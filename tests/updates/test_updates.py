@@ -1,0 +1,154 @@
+"""Updates from every release: alone, and with everything that people do at once."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cases import (
+    Fresh,
+    Make,
+    assert_second_update_changes_nothing,
+    assert_survive,
+    possible,
+)
+from edits import EVERYTHING
+from history import (
+    OLDEST,
+    RELEASES,
+    VERSIONS,
+    RunCopier,
+    conflicts,
+    contents,
+    expected,
+    next_version,
+    tag_releases,
+    trust,
+    update,
+)
+from support import ROOT, Answers, git, lint, tool
+
+PRODUCTION: Answers = {"backup": "litestream", "builder": "dockerfile", "ci": "github"}
+SETS: list[Answers] = [
+    PRODUCTION,
+    {"backup": "railway", "builder": "railpack", "ci": "none", "volume_path": "/mnt/vol-1"},
+    {"backup": "none", "builder": "nixpacks", "ci": "github", "workers": 4},
+]
+EVERY_SET = pytest.mark.parametrize(
+    "answers", SETS, ids=lambda answers: f"{answers['backup']}-{answers['builder']}"
+)
+EVERY_RELEASE = pytest.mark.parametrize("release", VERSIONS)
+
+# what setting_added does to a README that has no table for it yet
+BEFORE_THE_TABLE = {"README.md"}
+
+
+def test_the_next_version_is_newer() -> None:
+    assert next_version(["0.1.0", "0.10.1", "0.9.0"]) == "0.11.0"
+
+
+def test_a_clone_without_the_releases_says_so(tmp_path: Path) -> None:
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--no-tags", "--depth", "1", f"file://{ROOT}", str(shallow))
+    with pytest.raises(AssertionError, match=rf"^{OLDEST} .* git fetch --unshallow"):
+        tag_releases(shallow, RELEASES)
+
+
+def alone(release: str, answers: Answers, make: Make, fresh: Fresh, run: RunCopier) -> Path:
+    project = make(release, answers)
+    before = contents(project)
+    output = update(run, project, *trust(release))
+    assert "Warning" not in output
+    assert conflicts(project) == set()
+    assert contents(project) == expected(before, contents(fresh(answers)))
+    assert git(project, "diff", "--check") == ""
+    lint(project)
+    return project
+
+
+def test_an_update_alone(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
+    alone(OLDEST, PRODUCTION, make, fresh, run_copier)
+
+
+@pytest.mark.long
+@EVERY_RELEASE
+@EVERY_SET
+def test_an_update_alone_from_every_release(
+    release: str, answers: Answers, make: Make, fresh: Fresh, run_copier: RunCopier
+) -> None:
+    project = alone(release, answers, make, fresh, run_copier)
+    assert_second_update_changes_nothing(run_copier, project)
+
+
+def test_every_edit_at_once(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
+    project = make(OLDEST, PRODUCTION)
+    edits = possible(EVERYTHING, OLDEST, PRODUCTION)
+    found = assert_survive(edits, project, fresh(PRODUCTION), run_copier, *trust(OLDEST))
+    assert found <= BEFORE_THE_TABLE
+
+
+@pytest.mark.long
+@EVERY_RELEASE
+@EVERY_SET
+def test_every_edit_at_once_from_every_release(
+    release: str, answers: Answers, make: Make, fresh: Fresh, run_copier: RunCopier
+) -> None:
+    project = make(release, answers)
+    edits = possible(EVERYTHING, release, answers)
+    found = assert_survive(edits, project, fresh(answers), run_copier, *trust(release))
+    assert found <= BEFORE_THE_TABLE
+    assert_second_update_changes_nothing(run_copier, project)
+
+
+def resolve(project: Path) -> None:
+    """Keep both sides of each conflict."""
+    for name in conflicts(project):
+        path = project / name
+        text = path.read_text(encoding="utf-8")
+        markers = r"^(<{7} before updating|={7}|>{7} after updating)\n"
+        path.write_text(re.sub(markers, "", text, flags=re.MULTILINE), encoding="utf-8")
+
+
+def assert_works(project: Path) -> None:
+    """What the README says to run after an update."""
+    for command in (["sync", "--quiet"], ["run", "pytest", "-q"], ["run", "mypy"]):
+        done = subprocess.run(
+            [tool("uv"), *command],
+            cwd=project,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+@pytest.mark.long
+def test_the_oldest_release_with_new_features_works(
+    make: Make, fresh: Fresh, run_copier: RunCopier
+) -> None:
+    """Its app/main.py and app/settings.py know nothing of features, and need not."""
+    features = {"features": ["conversations", "oauth"]}
+    project = make(OLDEST, PRODUCTION)
+    found = assert_survive(
+        possible(EVERYTHING, OLDEST, PRODUCTION),
+        project,
+        fresh({**PRODUCTION, **features}),
+        run_copier,
+        "--data=features=[conversations, oauth]",
+        *trust(OLDEST),
+    )
+    assert found <= BEFORE_THE_TABLE
+    resolve(project)
+    assert_works(project)
+
+
+@pytest.mark.long
+def test_the_newest_release_works(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
+    release, answers = VERSIONS[-1], SETS[1]
+    project = make(release, answers)
+    edits = possible(EVERYTHING, release, answers)
+    assert_survive(edits, project, fresh(answers), run_copier, *trust(release))
+    resolve(project)
+    assert_works(project)

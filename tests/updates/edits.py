@@ -32,10 +32,7 @@ class Edit:
 
     def keeps_its_place(self, project: Path) -> bool:
         """Whether the update of this project, as it was rendered, may have no conflict."""
-        return self.allowed and all(
-            f"{ANCHORS[name]}\n" in (project / name).read_text(encoding="utf-8")
-            for name in self.anchors
-        )
+        return self.allowed and all(has_anchor(project, name) for name in self.anchors)
 
 
 EDITS: dict[str, Edit] = {}
@@ -57,6 +54,10 @@ def edit(
         return change
 
     return enter
+
+
+def has_anchor(project: Path, name: str) -> bool:
+    return f"{ANCHORS[name]}\n" in (project / name).read_text(encoding="utf-8")
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -203,7 +204,7 @@ def setting_added(project: Path) -> None:
     append(project / "app/settings.py", '\n    greeting: str = "Hello"\n')
     below_anchor(project, ".env.example", "\n# How people are greeted\nGREETING=Hello\n")
     row = "| `GREETING` | how people are greeted | `Hello` |\n"
-    if f"{ANCHORS['README.md']}\n" in (project / "README.md").read_text(encoding="utf-8"):
+    if has_anchor(project, "README.md"):
         below_anchor(project, "README.md", row)
     else:
         # releases before the table of one's own variables
@@ -252,7 +253,10 @@ def system_package_added(project: Path) -> None:
 @edit(builder="dockerfile", anchors=(".dockerignore",))
 def image_made_smaller(project: Path) -> None:
     """A directory that the image does not need."""
-    below_anchor(project, ".dockerignore", "docs\n")
+    if has_anchor(project, ".dockerignore"):
+        below_anchor(project, ".dockerignore", "docs\n")
+    else:
+        append(project / ".dockerignore", "docs\n")
 
 
 @edit(builder="nixpacks")

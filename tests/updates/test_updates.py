@@ -112,7 +112,7 @@ def resolve(project: Path) -> None:
 
 def assert_works(project: Path) -> None:
     """What the README says to run after an update."""
-    for command in (["sync", "--quiet"], ["run", "pytest", "-q"], ["run", "mypy"]):
+    for command in (["sync", "--quiet"], ["run", "mypy"], ["run", "pytest", "-q"]):
         done = subprocess.run(
             [tool("uv"), *command],
             cwd=project,
@@ -140,15 +140,5 @@ def test_the_oldest_release_with_new_features_works(
         *trust(OLDEST),
     )
     assert found <= BEFORE_THE_ANCHORS
-    resolve(project)
-    assert_works(project)
-
-
-@pytest.mark.long
-def test_the_newest_release_works(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
-    release, answers = VERSIONS[-1], SETS[1]
-    project = make(release, answers)
-    edits = possible(EVERYTHING, release, answers)
-    assert_survive(edits, project, fresh(answers), run_copier, *trust(release))
     resolve(project)
     assert_works(project)

@@ -20,7 +20,11 @@ from app.chassis import migrate
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
-from app.chassis.verdict import Degraded, Details, HealthCheck, Status, Unhealthy, Verdict
+from app.chassis.verdict import Degraded, Details, Status, Verdict
+
+# services that come from the first release import these two from here
+from app.chassis.verdict import HealthCheck as HealthCheck
+from app.chassis.verdict import Unhealthy as Unhealthy
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ DEFAULTS: Answers = {
     "workers": 1,
 }
 CHANGES: list[Answers] = [
-    {"features": ["conversations", "oauth"]},
     {"backup": "litestream"},
+    {"features": ["conversations", "oauth"]},
     {"backup": "none"},
     {"builder": "railpack"},
     {"builder": "nixpacks"},

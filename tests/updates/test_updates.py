@@ -15,6 +15,7 @@ from cases import (
 )
 from edits import EVERYTHING
 from history import (
+    NEXT,
     OLDEST,
     RELEASES,
     VERSIONS,
@@ -27,7 +28,9 @@ from history import (
     trust,
     update,
 )
+from ownership import SHARED, is_theirs
 from support import ROOT, Answers, git, lint, tool
+from test_render import rendered_name
 
 PRODUCTION: Answers = {"backup": "litestream", "builder": "dockerfile", "ci": "github"}
 SETS: list[Answers] = [
@@ -53,6 +56,22 @@ def test_a_clone_without_the_releases_says_so(tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--no-tags", "--depth", "1", f"file://{ROOT}", str(shallow))
     with pytest.raises(AssertionError, match=rf"^{OLDEST} .* git fetch --unshallow"):
         tag_releases(shallow, RELEASES)
+
+
+def test_no_file_that_people_edit_is_gone(history: Path) -> None:
+    """An update would delete it with what they have written, without a conflict."""
+    names = {
+        version: set(
+            map(
+                rendered_name,
+                git(history, "ls-tree", "-r", "--name-only", f"{version}:template").splitlines(),
+            )
+        )
+        for version in [*VERSIONS, NEXT]
+    }
+    for version in VERSIONS:
+        gone = names[version] - names[NEXT]
+        assert [name for name in gone if is_theirs(name) or name in SHARED] == []
 
 
 def alone(release: str, answers: Answers, make: Make, fresh: Fresh, run: RunCopier) -> Path:

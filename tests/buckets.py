@@ -43,7 +43,7 @@ class Bucket:
             "AWS_CA_BUNDLE": "/nonexistent/bundle.crt",
         }
 
-    def up(self) -> None:
+    def up(self, tries: int = 3) -> None:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 self.command(self.directory, self.port),
@@ -55,7 +55,13 @@ class Bucket:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
-            assert self.process.poll() is None, self.log.read_text()
+            if self.process.poll() is not None:
+                # a port that was free when it was chosen may be taken by now
+                told = self.log.read_text()
+                assert tries > 1, told
+                assert "already in use" in told, told
+                self.up(tries - 1)
+                return
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 

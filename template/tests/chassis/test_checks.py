@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import check, migrate
+from app.chassis import check, features, migrate
 from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
@@ -304,6 +304,26 @@ def test_settings_that_are_allowed_and_probably_not_meant(
     }
     assert by_id(service.check(production(**meant), {}))[name].status == "ok"
     assert by_id(service.check(production(**{**meant, **changes}), {}))[name].status == "warning"
+
+
+def test_what_the_settings_warn_of_is_found(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ["MY_KEY: is odd; change it", "BACKEND_URL: has a check of its own; see there"]
+    monkeypatch.setattr(Settings, "warnings", lambda _: told)
+
+    found = by_id(service.check(settings, {}))
+
+    assert found["settings.MY_KEY"] == ("settings.MY_KEY", "warning", "is odd", "change it")
+    assert "settings.BACKEND_URL" not in found
+
+
+def test_features_take_memory_in_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "WORKER_BYTES", 0)
+    without = service.needed_bytes(3)
+    monkeypatch.setattr(features, "WORKER_BYTES", 5)
+
+    assert service.needed_bytes(3) == without + 15
 
 
 @pytest.mark.parametrize(

@@ -381,9 +381,14 @@ def test_a_wrong_record_is_refused(
     ("before", "given", "kept"),
     [
         (["conversations", "oauth"], "[]", {}),
-        (["conversations", "oauth"], "[conversations]", {"ai_provider": "anthropic"}),
-        (["oauth"], "[conversations]", {"ai_provider": "echo"}),
-        ([], "[oauth]", {"oauth_providers": ["google"]}),
+        pytest.param(
+            ["conversations", "oauth"],
+            "[conversations]",
+            {"ai_provider": "anthropic"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(["oauth"], "[conversations]", {"ai_provider": "echo"}, marks=pytest.mark.long),
+        pytest.param([], "[oauth]", {"oauth_providers": ["google"]}, marks=pytest.mark.long),
     ],
     ids=str,
 )

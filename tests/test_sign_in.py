@@ -16,6 +16,7 @@ from support import tool
 ANSWERS = {"features": "[oauth]", "oauth_providers": "[google, microsoft]"}
 
 
+@pytest.mark.long
 def test_the_readmes_reader_can_sign_in(installed: Callable[..., Path], tmp_path: Path) -> None:
     project = installed(**ANSWERS)
     readme = (project / "README.md").read_text(encoding="utf-8")

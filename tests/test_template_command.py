@@ -129,6 +129,7 @@ def test_the_weekly_pull_request(project: Path, tmp_path: Path) -> None:
     assert "new in 0.2.0" in git(project, "show", "origin/template-update:app/chassis/__init__.py")
 
 
+@pytest.mark.long
 def test_a_week_without_a_release_does_nothing(project: Path, tmp_path: Path) -> None:
     copier.run_update(project, defaults=True, overwrite=True, quiet=True)
     commit(project, "Second")
@@ -179,6 +180,7 @@ def refused(project: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_a_template_that_cannot_be_asked_is_a_failed_job(project: Path, tmp_path: Path) -> None:
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")

@@ -29,13 +29,8 @@ CHANGES: list[Answers] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        pytest.param(answers, marks=[pytest.mark.long] if number else [], id=ascii(answers))
-        for number, answers in enumerate(CHANGES)
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("changed", CHANGES, ids=ascii)
 def test_there_and_back(changed: Answers, make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
     project = make(NEXT, DEFAULTS)
     there = {**DEFAULTS, **changed}

@@ -100,6 +100,7 @@ def test_an_update_alone_from_every_release(
     update_alone(release, answers, make, fresh, run_copier)
 
 
+@pytest.mark.long
 def test_every_edit_at_once(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
     project = make(OLDEST, PRODUCTION)
     edits = possible(EVERYTHING, OLDEST, PRODUCTION)

@@ -1,0 +1,77 @@
+"""Which version of the template each service has: of those that are here, files are read only."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fleet.errors import ServiceError
+from fleet.model import Inventory, Service
+from fleet.releases import as_version, behind, final, recognize
+from fleet.services import open_repository, read_answers, shown, where
+from fleet.templates import Catalogue, Template
+
+
+def take(services: Sequence[Service], template: Template | None, jobs: int) -> list[Inventory]:
+    """One entry a service, in their order."""
+    catalogue = Catalogue(template)
+    here = [service for service in services if service.url is None]
+    remote = [service for service in services if service.url is not None]
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        fetched = dict(zip(remote, pool.map(attempt_read, remote), strict=True))
+    read = {**{service: attempt_read(service) for service in here}, **fetched}
+    today = datetime.now(UTC).date()
+    return [describe(service, read[service], catalogue, today) for service in services]
+
+
+Read = tuple[Path, dict[str, Any]] | ServiceError
+
+
+def attempt_read(service: Service) -> Read:
+    try:
+        directory = open_repository(service)
+        return directory, read_answers(service, directory)
+    except ServiceError as error:
+        return error
+
+
+def describe(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:
+    entry = partial(Inventory, name=service.name, where=where(service))
+    if isinstance(read, ServiceError):
+        return entry(problem=str(read))
+    directory, answers = read
+    source = answers.get("_src_path")
+    known = {key: value for key, value in answers.items() if not key.startswith("_")}
+    recorded = answers.get("_commit")
+    item = entry(
+        template=shown(str(source)) if source else None,
+        recorded=None if recorded is None else str(recorded),
+        answers=known,
+    )
+    if not source:
+        item.problem = "the answers file names no template: no _src_path"
+        return item
+    try:
+        releases = catalogue.releases(str(source), directory)
+    except ServiceError as error:
+        releases, item.unknown = [], str(error)
+    found = recognize(recorded, releases)
+    item.version, item.distance = found.version, found.distance
+    if found.unknown and not item.unknown:
+        item.unknown = found.unknown
+    item.behind = behind(found, releases)
+    if final(releases):
+        item.newest = final(releases)[-1].version
+    if found.release:
+        item.released = found.release.date
+        item.age_days = max(0, (today - found.release.date).days)
+    return item
+
+
+def comparable(item: Inventory) -> str | None:
+    """The version as PEP 440 has it: commits after a release are a post-release."""
+    if item.version is None or as_version(item.version) is None:
+        return None
+    return f"{item.version}.post{item.distance}" if item.distance else item.version

@@ -1,0 +1,172 @@
+"""What the commands find out, and its form as JSON.
+
+Every command prints with `--json` one object, made by `report`:
+
+    {"command": "inventory" | "drift" | "policy" | "forecast" | "update",
+     "generated": "2026-11-24T12:00:00+00:00",
+     "ok": true,                       # the exit code is 0
+     "summary": "one line",
+     "target": "0.2.0" | null,         # of forecast and update
+     "services": [...]}                # one a service, in the order in which they were given
+
+Each of the services has `name`, `where` (a path or an address, without a password) and `problem`
+(null, or the one line that says why it could not be dealt with; the other fields are then empty).
+The further fields are those of `Inventory`, `Drift`, `Policy`, `Forecast` and `Update` below.
+Fields are added, never renamed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where a service's repository is: on this machine, or at an address that git can clone."""
+
+    name: str
+    path: str | None = None
+    url: str | None = None
+    branch: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    version: str
+    commit: str
+    date: date
+    summary: str = ""
+
+
+@dataclass(kw_only=True)
+class Item:
+    name: str
+    where: str
+    problem: str | None = None
+
+
+@dataclass(kw_only=True)
+class Inventory(Item):
+    """A service, and the template's version in it.
+
+    Attributes:
+        template: the template's address, as `_src_path` has it.
+        recorded: `_commit`, as it stands.
+        version: the release; with `distance`, the last one before.
+        distance: commits after that release, 0 for the release itself.
+        unknown: why there is no version, or not the number of releases it is behind.
+        released: the release's date.
+        age_days: days since then.
+        behind: releases that are newer.
+        newest: the newest release.
+        answers: without `_src_path` and `_commit`.
+    """
+
+    template: str | None = None
+    recorded: str | None = None
+    version: str | None = None
+    distance: int = 0
+    unknown: str | None = None
+    released: date | None = None
+    age_days: int | None = None
+    behind: int | None = None
+    newest: str | None = None
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Drift(Item):
+    """The template's own files that are not as the recorded version renders them."""
+
+    version: str | None = None
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Violation:
+    rule: str
+    found: str
+
+
+@dataclass(kw_only=True)
+class Policy(Item):
+    violations: list[Violation] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Loss:
+    """What somebody wrote into a file and the update takes away."""
+
+    path: str
+    tokens: list[str]
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """What `copier update` did in a clone."""
+
+    changed: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    lost: list[Loss] = field(default_factory=list)
+    trust: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+Verdict = Literal["current", "clean", "conflicts", "lost", "trust", "unknown"]
+
+
+@dataclass(kw_only=True)
+class Forecast(Item):
+    """What `copier update` would do.
+
+    Attributes:
+        verdict: `current`: nothing; `clean`; `conflicts`, edits may be lost besides; `lost`: edits
+            of the service's own, without a conflict; `trust`: it runs commands; `unknown`: see
+            `problem`.
+        changed: the files that it writes or deletes.
+        conflicts: those that somebody has to resolve.
+        lost: the words of the service's own that would be gone.
+        trust: what Copier says that it would run.
+        notes: what the forecast leaves out.
+    """
+
+    version: str | None = None
+    target: str | None = None
+    verdict: Verdict = "unknown"
+    changed: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    lost: list[Loss] = field(default_factory=list)
+    trust: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+Outcome = Literal["current", "updated", "failed", "refused"]
+
+
+@dataclass(kw_only=True)
+class Update(Item):
+    """What an update did: `updated` has made `branch`, any other outcome nothing at all."""
+
+    version: str | None = None
+    target: str | None = None
+    outcome: Outcome = "failed"
+    branch: str | None = None
+    commit: str | None = None
+    repository: str | None = None
+    changed: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
+
+
+def report(
+    command: str, items: Sequence[Item], *, ok: bool, summary: str, target: str | None = None
+) -> dict[str, Any]:
+    return {
+        "command": command,
+        "generated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ok": ok,
+        "summary": summary,
+        "target": target,
+        "services": [asdict(item) for item in items],
+    }

@@ -1,0 +1,111 @@
+"""The template's releases, and which of them a service records."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from fleet.errors import FleetError
+from fleet.git import git
+from fleet.model import Release
+
+DESCRIBED = re.compile(r"(?P<tag>.+)-(?P<distance>\d+)-g(?P<hash>[0-9a-f]{4,64})")
+HASH = re.compile(r"[0-9a-f]{7,64}")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `_commit` says: a release and the commits after it, or why it is unknown."""
+
+    release: Release | None = None
+    version: str | None = None
+    distance: int = 0
+    unknown: str | None = None
+
+
+def as_version(text: str) -> Version | None:
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return None
+
+
+def read_releases(file: Path) -> list[Release]:
+    """The releases of a releases.toml, the oldest first.
+
+    Raises:
+        FleetError: the file is mistaken.
+    """
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        releases = [
+            Release(entry["version"], entry["commit"], entry["date"], entry.get("summary", ""))
+            for entry in document.get("release", [])
+        ]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FleetError(f"{file}: {error}") from None
+    except KeyError as error:
+        raise FleetError(f"{file}: a release has no {error.args[0]}") from None
+    for release in releases:
+        if not isinstance(release.version, str) or as_version(release.version) is None:
+            raise FleetError(f"{file}: {release.version!r} is no version")
+        if not isinstance(release.date, date) or not isinstance(release.commit, str):
+            raise FleetError(f"{file}: {release.version} needs a date and a commit")
+    return sorted(releases, key=lambda release: Version(release.version))
+
+
+FORMAT = "%(refname:short)%00%(objectname)%00%(*objectname)%00%(creatordate:short)%00%(subject)"
+
+
+def tagged_releases(repository: Path) -> list[Release]:
+    """The releases of a template that says them with tags only.
+
+    Raises:
+        ServiceError: it is no repository.
+    """
+    releases = []
+    for line in git(repository, "for-each-ref", "refs/tags", f"--format={FORMAT}").splitlines():
+        tag, own, tagged, day, summary = line.split("\0")
+        if as_version(tag):
+            commit = tagged or own
+            releases.append(Release(tag, commit, date.fromisoformat(day), summary))
+    return sorted(releases, key=lambda release: Version(release.version))
+
+
+def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
+    """Which release a service has: `_commit` is a tag, a tag with commits after it, or a hash."""
+    if recorded is None or not str(recorded).strip():
+        return Recorded(unknown="no _commit: made from a directory without git")
+    text = str(recorded).strip()
+    distance = 0
+    if match := DESCRIBED.fullmatch(text):
+        text, distance = match["tag"], int(match["distance"])
+    version = as_version(text)
+    for release in releases:
+        if version == Version(release.version):
+            return Recorded(release, release.version, distance)
+    if HASH.fullmatch(text):
+        for release in releases:
+            if release.commit.startswith(text):
+                return Recorded(release, release.version)
+        return Recorded(unknown=f"commit {text[:12]} is no release")
+    if version is None:
+        return Recorded(unknown=f"{text} is no version")
+    plain = text.removeprefix("v")
+    return Recorded(None, plain, distance, f"{plain} is not among the known releases")
+
+
+def behind(recorded: Recorded, releases: Sequence[Release]) -> int | None:
+    """How many releases are newer; those before a release are not counted."""
+    if recorded.version is None or not releases:
+        return None
+    mine = Version(recorded.version)
+    return sum(Version(release.version) > mine for release in final(releases))
+
+
+def final(releases: Sequence[Release]) -> list[Release]:
+    return [release for release in releases if not Version(release.version).is_prerelease]

@@ -1,0 +1,371 @@
+"""The template that services are made from: its addresses, its releases, and its commits."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from fleet.errors import FleetError, ServiceError
+from fleet.git import commit_of, git
+from fleet.model import Release
+from fleet.releases import as_version, final, read_releases, tagged_releases
+from fleet.services import cache, is_url, shown
+
+SHORT = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """The template whose owner runs the command.
+
+    Attributes:
+        address: a directory, or what git can clone.
+        addresses: the other names under which services may record it, normalized.
+    """
+
+    address: str
+    addresses: frozenset[str] = field(default_factory=frozenset)
+
+
+def find_template(given: str | None, further: Sequence[str] = ()) -> Template | None:
+    """The template that is named, or else the current directory, if it is one.
+
+    Raises:
+        FleetError: what is named is no template.
+    """
+    if given is None:
+        here = Path.cwd()
+        if not is_template(here) or not (here / ".git").exists():
+            return None
+        given = str(here)
+    elif not is_url(expanded(given)):
+        given = os.path.abspath(Path(given).expanduser())
+        if not is_template(Path(given)):
+            raise FleetError(f"{given} is no template: there is no copier.yml")
+    names = [given, *further]
+    if Path(given).is_dir():
+        try:
+            listed = git(Path(given), "config", "--get-regexp", r"^remote\..*\.url$").splitlines()
+        except ServiceError:
+            listed = []
+        names += [line.split(" ", 1)[1] for line in listed]
+    return Template(given, frozenset([*map(normalized, names), *further]))
+
+
+def is_template(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("copier.yml", "copier.yaml"))
+
+
+def expanded(address: str) -> str:
+    for short, whole in SHORT.items():
+        if address.startswith(short):
+            return whole + address.removeprefix(short).lstrip("/")
+    return address.removeprefix("git+")
+
+
+def normalized(address: str, base: Path | None = None) -> str:
+    """One text for all the ways of writing an address; paths are relative to `base`."""
+    address = expanded(address)
+    if not is_url(address) or address.startswith("file://"):
+        path = Path(address.removeprefix("file://")).expanduser()
+        return os.path.realpath((base or Path.cwd()) / path)
+    host_and_path = re.sub(r"^\w+://", "", address)
+    if "://" not in address:
+        host_and_path = host_and_path.replace(":", "/", 1)
+    plain = host_and_path.rsplit("@", 1)[-1].rstrip("/").removesuffix(".git")
+    return re.sub(r"/+", "/", plain).lower()
+
+
+def repository(address: str, base: Path | None = None) -> Path:
+    """A repository on this machine with all of a template's commits and tags.
+
+    Raises:
+        ServiceError: the address leads nowhere.
+    """
+    plain = expanded(address)
+    if not is_url(plain) or plain.startswith("file://"):
+        path = Path(normalized(plain, base))
+        if not path.exists():
+            raise ServiceError(f"the template is gone: {address}")
+        return path
+    mirror = cache() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
+    try:
+        if mirror.is_dir():
+            git(mirror, "fetch", "--quiet", "--prune", "--force")
+        else:
+            mirror.parent.mkdir(parents=True, exist_ok=True)
+            staging = mirror.with_name(f"{mirror.name}.{os.getpid()}")
+            git(None, "clone", "--quiet", "--mirror", "--", plain, str(staging))
+            staging.rename(mirror)
+    except ServiceError as error:
+        raise ServiceError(f"the template cannot be read: {shown(address)}: {error}") from None
+    return mirror
+
+
+def releases_of(template: Template) -> list[Release]:
+    """The releases that the template's releases.toml lists, or else its tags.
+
+    Raises:
+        FleetError: neither can be read.
+    """
+    listed = Path(template.address) / "releases.toml"
+    if listed.is_file():
+        return read_releases(listed)
+    try:
+        return tagged_releases(repository(template.address))
+    except ServiceError as error:
+        raise FleetError(str(error)) from None
+
+
+class Catalogue:
+    """The releases of every template that services name, each looked up once."""
+
+    def __init__(self, template: Template | None) -> None:
+        self.template = template
+        self.own = releases_of(template) if template else []
+        self.known: dict[str, list[Release] | str] = {}
+
+    def releases(self, address: str, base: Path) -> Sequence[Release]:
+        """Raises ServiceError if the template cannot be read."""
+        key = normalized(address, base)
+        if self.template and self.template.addresses & {address, key}:
+            return self.own
+        if key not in self.known:
+            try:
+                self.known[key] = tagged_releases(repository(address, base))
+            except ServiceError as error:
+                self.known[key] = str(error)
+        found = self.known[key]
+        if isinstance(found, str):
+            raise ServiceError(found)
+        return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one commit of the template to another, both checked out.
+
+    Attributes:
+        old: the recorded commit's files; `new` is `old` where only that one is asked for.
+        target: the full hash of the other one, and `name`, what people call it.
+    """
+
+    old: Path
+    new: Path
+    target: str
+    name: str
+
+
+class Commits:
+    """Commits of templates, each checked out once below a directory of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        template: Template | None,
+        *,
+        working_tree: bool = False,
+        release_only: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.template = template
+        self.working_tree = working_tree
+        self.release_only = release_only
+        self.mirrors: dict[str, Path | str] = {}
+        self.checkouts: dict[tuple[Path, str], Path] = {}
+        self.targets: dict[tuple[Path, str | None], tuple[str, str]] = {}
+        if template:
+            try:
+                self.mirror(template.address, Path.cwd())
+            except ServiceError as error:
+                raise FleetError(str(error)) from None
+
+    def mirror(self, address: str, base: Path) -> Path:
+        """A bare repository that borrows the template's commits."""
+        key = normalized(address, base)
+        if key not in self.mirrors:
+            mirror = self.directory / f"template-{len(self.mirrors)}.git"
+            try:
+                source = repository(address, base)
+                options = ["--quiet", "--mirror", "--shared"]
+                git(None, "clone", *options, "--", str(source), str(mirror))
+                self.mirrors[key] = mirror
+                tag_listed(source, mirror)
+            except ServiceError as error:
+                self.mirrors[key] = str(error)
+        found = self.mirrors[key]
+        if isinstance(found, str):
+            raise ServiceError(found)
+        return found
+
+    def step(self, address: str, base: Path, recorded: str, to: str | None) -> Step:
+        """What an update of a service has to do with.
+
+        Raises:
+            ServiceError: a commit is not there, or the service is made from another template.
+            FleetError: there is no such revision of the owner's template.
+        """
+        ours = self.own_mirror(address, base, recorded)
+        mirror = ours or self.mirror(address, base)
+        if ours is None and self.template and to is not None:
+            raise ServiceError(f"made from another template: {shown(address)}")
+        old_mirror = mirror
+        old = commit_of(mirror, recorded)
+        if old is None:
+            old_mirror = self.mirror(address, base)
+            old = commit_of(old_mirror, recorded)
+        if old is None:
+            raise ServiceError(f"the template has no commit {recorded}")
+        target, name = self.target(mirror, to)
+        return Step(self.checkout(old_mirror, old), self.checkout(mirror, target), target, name)
+
+    def current(self, address: str, base: Path, recorded: str) -> Path:
+        """The recorded commit, checked out."""
+        for mirror in self.candidates(address, base, recorded):
+            if commit := commit_of(mirror, recorded):
+                return self.checkout(mirror, commit)
+        raise ServiceError(f"the template has no commit {recorded}")
+
+    def candidates(self, address: str, base: Path, recorded: str) -> Iterator[Path]:
+        if ours := self.own_mirror(address, base, recorded):
+            yield ours
+        yield self.mirror(address, base)
+
+    def own_mirror(self, address: str, base: Path, recorded: str) -> Path | None:
+        """The owner's template, if the service is made from it: by address, or by the commit."""
+        if self.template is None:
+            return None
+        ours = self.mirror(self.template.address, Path.cwd())
+        if self.template.addresses & {address, normalized(address, base)}:
+            return ours
+        theirs = commit_of(self.mirror(address, base), recorded)
+        return ours if theirs and commit_of(ours, theirs) == theirs else None
+
+    def require_target(self, to: str | None) -> None:
+        """Raises FleetError: the owner's template has no such revision."""
+        if self.template:
+            try:
+                self.target(self.mirror(self.template.address, Path.cwd()), to)
+            except ServiceError as error:
+                raise FleetError(str(error)) from None
+
+    def target(self, mirror: Path, to: str | None) -> tuple[str, str]:
+        """The full hash and the name of the revision to update to, by default the last release."""
+        if (mirror, to) not in self.targets:
+            self.targets[mirror, to] = self.find_target(mirror, to)
+        return self.targets[mirror, to]
+
+    def find_target(self, mirror: Path, to: str | None) -> tuple[str, str]:
+        if to is None:
+            released = final(tagged_releases(mirror))
+            if not released:
+                raise ServiceError("the template has no release")
+            return released[-1].commit, released[-1].version
+        for name in (to, f"refs/remotes/origin/{to}", f"v{to}"):
+            if commit := commit_of(mirror, name):
+                break
+        else:
+            message = f"the template has no tag, branch or commit {to}"
+            raise FleetError(message) if self.template else ServiceError(message)
+        if self.release_only and name not in tags(mirror):
+            raise ServiceError(f"{to} is no release: a service updates to tags only")
+        if to == "HEAD" and self.working_tree and self.template:
+            directory = Path(self.template.address)
+            if directory.is_dir() and git(directory, "status", "--porcelain").strip():
+                return working_tree(mirror, directory, commit), "HEAD with changes"
+        return commit, to
+
+    def checkout(self, mirror: Path, commit: str) -> Path:
+        """The files of a commit. Copier reads the version from its tags."""
+        key = (mirror, commit)
+        if key not in self.checkouts:
+            directory = self.directory / f"{mirror.stem}-{commit[:12]}"
+            git(None, "clone", "--quiet", "--shared", "--no-checkout", str(mirror), str(directory))
+            git(directory, "checkout", "--quiet", "--detach", commit)
+            self.checkouts[key] = directory
+        return self.checkouts[key]
+
+
+def tags(repository: Path) -> set[str]:
+    """Those that are versions."""
+    listed = git(repository, "tag", "--list").splitlines()
+    return {tag for tag in listed if as_version(tag)}
+
+
+def tag_listed(source: Path, mirror: Path) -> None:
+    """A clone without tags has its releases from releases.toml."""
+    if not (source / "releases.toml").is_file():
+        return
+    known = tags(mirror)
+    for release in read_releases(source / "releases.toml"):
+        if release.version not in known and commit_of(mirror, release.commit):
+            git(mirror, "tag", release.version, release.commit)
+
+
+def working_tree(mirror: Path, directory: Path, head: str) -> str:
+    """A commit, in the mirror only, of the template's files as they stand there."""
+    env = {
+        "GIT_DIR": str(mirror),
+        "GIT_WORK_TREE": str(directory),
+        "GIT_INDEX_FILE": str(mirror / "working-tree"),
+        **{f"GIT_{who}_NAME": "trackbed-fleet" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "fleet@localhost" for who in ("AUTHOR", "COMMITTER")},
+    }
+    options = ("-c", "core.bare=false")
+    git(directory, *options, "read-tree", head, env=env)
+    git(directory, *options, "add", "--all", env=env)
+    tree = git(directory, *options, "write-tree", env=env).strip()
+    message = "The working tree"
+    commit = git(
+        directory, *options, "commit-tree", tree, "-p", head, "-m", message, env=env
+    ).strip()
+    git(mirror, "update-ref", "refs/heads/trackbed-fleet-working-tree", commit)
+    return commit
+
+
+def questions(template: Template | None) -> set[str]:
+    """The names of the questions in the owner's working tree, if it is there."""
+    import yaml
+
+    if template is None or not is_template(Path(template.address)):
+        return set()
+    for name in ("copier.yml", "copier.yaml"):
+        file = Path(template.address) / name
+        if file.is_file():
+            try:
+                document = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.YAMLError:
+                return set()  # it includes others, which Copier alone can read
+            return {key for key in document if not key.startswith("_")}
+    return set()
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The paths that belong to the template; one that ends in / is a directory."""
+
+    paths: tuple[str, ...]
+
+    def owns(self, path: str) -> bool:
+        return any(
+            path.startswith(owned) if owned.endswith("/") else path == owned for owned in self.paths
+        )
+
+
+def read_ownership(file: Path) -> Ownership:
+    """Raises FleetError: the file is mistaken, or not there."""
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        paths = [path for table in document["template"] for path in table["paths"]]
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise FleetError(f"{file}: {error}") from None
+    except KeyError as error:
+        raise FleetError(f"{file}: there is no {error.args[0]}") from None
+    if not all(isinstance(path, str) for path in paths):
+        raise FleetError(f"{file}: paths are texts")
+    return Ownership(tuple(paths))

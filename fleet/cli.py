@@ -272,3 +272,7 @@ def same(job: "Job") -> "Job":
 
 def count(services: Sequence[Item]) -> str:
     return f"{len(services)} {'service' if len(services) == 1 else 'services'}"
+
+
+if __name__ == "__main__":
+    main()

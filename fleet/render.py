@@ -1,14 +1,17 @@
 """Copier in this process. Only the processes that render import it: that takes longer than git."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import copier
+import copier._main as copier_main
 import copier._template as copier_template
+import jinja2
 from copier.errors import CopierError, UnsafeTemplateError
 
 from fleet.errors import ServiceError, one_line
@@ -22,21 +25,77 @@ class TrustNeeded(Exception):
     """The template runs commands or loads code."""
 
 
+SYNTAX = (
+    "block_start_string",
+    "block_end_string",
+    "variable_start_string",
+    "variable_end_string",
+    "comment_start_string",
+    "comment_end_string",
+    "line_statement_prefix",
+    "line_comment_prefix",
+    "trim_blocks",
+    "lstrip_blocks",
+    "newline_sequence",
+    "keep_trailing_newline",
+    "undefined",
+    "optimized",
+    "autoescape",
+)
+compiled: dict[tuple[Any, ...], Any] = {}
+compile_afresh = jinja2.Environment.compile
+
+
+def compile_once(
+    environment: jinja2.Environment,
+    source: Any,
+    name: str | None = None,
+    filename: str | None = None,
+    raw: bool = False,
+    defer_init: bool = False,
+) -> Any:
+    """The same text in the same syntax is the same code."""
+    if not isinstance(source, str):
+        return compile_afresh(environment, source, name, filename, raw, defer_init)
+    syntax = (type(environment), *(getattr(environment, option) for option in SYNTAX))
+    key = (syntax, *environment.extensions, source, name, filename, raw, defer_init)
+    if key not in compiled:
+        compiled[key] = compile_afresh(environment, source, name, filename, raw, defer_init)
+    return compiled[key]
+
+
+@contextmanager
+def patched(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
 @contextmanager
 def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
     """Let Copier take the commits of a template from where they are checked out already.
 
-    It clones the template four times for an update. That what it gets is the same, and
-    that it still asks, is tested.
+    For an update it clones the template four times, compiles every name and file three times, and
+    asks git for every file whether modes count, which on POSIX they do. Here it is once for
+    many services. The result is the same: a test compares it with that of `copier update`.
     """
 
     def clone(url: str, ref: str = "HEAD", location: str | None = None) -> str:
         return str(new if ref == target else old)
 
-    original = copier_template.clone  # type: ignore[attr-defined]
-    copier_template.clone = clone  # type: ignore[attr-defined]
+    def leave_mode(worker: Any, path: Path, mode: int) -> None:
+        pass
+
     try:
         with (
+            patched(copier_template, "clone", clone),
+            patched(jinja2.Environment, "compile", compile_once),
+            patched(copier_main.Worker, "_sync_git_index_executable_bit", leave_mode)
+            if os.name == "posix"
+            else nullcontext(),
             chdir(base),  # `_src_path` may be relative to the project
             warnings.catch_warnings(),
             redirect_stdout(io.StringIO()),
@@ -50,8 +109,6 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
         raise ServiceError(f"Copier: {one_line(error)}") from None
     except Exception as error:  # Jinja's and git's own, and whatever a template makes Copier raise
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
-    finally:
-        copier_template.clone = original  # type: ignore[attr-defined]
 
 
 def update(project: Path, target: str, *, trust: bool) -> None:

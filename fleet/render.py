@@ -43,7 +43,7 @@ SYNTAX = (
     "autoescape",
 )
 compiled: dict[tuple[Any, ...], Any] = {}
-compile_afresh = jinja2.Environment.compile
+compile_afresh: Any = jinja2.Environment.compile
 
 
 def compile_once(

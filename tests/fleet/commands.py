@@ -1,0 +1,6 @@
+"""What the tests of the command share."""
+
+import subprocess
+from collections.abc import Callable
+
+Run = Callable[..., subprocess.CompletedProcess[str]]

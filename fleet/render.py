@@ -104,7 +104,7 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except UnsafeTemplateError as error:
-        raise TrustNeeded(one_line(error)) from None
+        raise TrustNeeded(str(error).partition("\n")[0]) from None
     except (CopierError, OSError, ValueError, TypeError) as error:
         raise ServiceError(f"Copier: {one_line(error)}") from None
     except Exception as error:  # Jinja's and git's own, and whatever a template makes Copier raise

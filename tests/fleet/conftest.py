@@ -71,27 +71,76 @@ def fabricate(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+SMALL = {
+    "copier.yml": "_subdirectory: template\nbackup:\n  type: str\n  default: railway\n",
+    "ownership.toml": '[[template]]\npaths = ["app/chassis/"]\n',
+    "template/{{ _copier_conf.answers_file }}.jinja": "{{ _copier_answers | to_nice_yaml -}}\n",
+    "template/.gitignore": ".env\n",
+    "template/README.md.jinja": "# Service\n\nBackup: {{ backup }}\n\n## End\n",
+    "template/app/chassis/__init__.py": '"""The chassis."""\n',
+    "template/app/chassis/worker.py": "WORKER = 1\n",
+    "template/app/main.py": "app = None\n",
+    "template/app/settings.py": "debug = False\n",
+}
+
+
 @pytest.fixture(scope="session")
-def rendered(releases: Path, run_copier: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service made from 0.1.0, in git. Copy it."""
-    service = tmp_path_factory.mktemp("rendered") / "service"
-    done = run_copier("copy", "--quiet", "--defaults", "--vcs-ref", "0.1.0", releases, service)
-    assert done.returncode == 0, done.stderr
-    commit(service, "As rendered")
-    return service
+def small(isolation: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A template of a few files, 0.1.0 and 0.2.0: for what any template shows, and sooner."""
+    repository = tmp_path_factory.mktemp("small") / "template"
+    for name, text in SMALL.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(text, encoding="utf-8")
+    commit(repository, "First release", tag="0.1.0")
+    for name in ("app/chassis/__init__.py", "app/main.py"):
+        with (repository / "template" / name).open("a", encoding="utf-8") as file:
+            file.write("# new in 0.2.0\n")
+    commit(repository, "Second release", tag="0.2.0")
+    return repository
+
+
+@pytest.fixture(scope="session")
+def render_first(
+    run_copier: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], Path]:
+    """A service made from a template's 0.1.0, in git. Copy it."""
+    services: dict[Path, Path] = {}
+
+    def render(template: Path) -> Path:
+        if template not in services:
+            service = tmp_path_factory.mktemp("rendered") / "service"
+            options = ("--quiet", "--defaults", "--vcs-ref", "0.1.0")
+            done = run_copier("copy", *options, template, service)
+            assert done.returncode == 0, done.stderr
+            commit(service, "As rendered")
+            services[template] = service
+        return services[template]
+
+    return render
 
 
 @pytest.fixture
-def make_service(rendered: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A service with some files of its own, committed."""
+def make_service(
+    render_first: Callable[[Path], Path], small: Path, tmp_path: Path
+) -> Callable[..., Path]:
+    """A service with edits of its own, committed: additions to files, or whole ones."""
 
-    def make(name: str, edits: dict[str, str] | None = None) -> Path:
+    def make(
+        name: str,
+        edits: dict[str, str] | None = None,
+        *,
+        additions: dict[str, str] | None = None,
+        template: Path = small,
+    ) -> Path:
         service = tmp_path / "services" / name
-        shutil.copytree(rendered, service, symlinks=True)
+        shutil.copytree(render_first(template), service, symlinks=True)
         for file, text in (edits or {}).items():
             (service / file).parent.mkdir(parents=True, exist_ok=True)
             (service / file).write_text(text, encoding="utf-8")
-        if edits:
+        for file, text in (additions or {}).items():
+            with (service / file).open("a", encoding="utf-8") as appended:
+                appended.write(text)
+        if edits or additions:
             git(service, "add", "--all")
             git(service, "commit", "--quiet", "--message", "Edits")
         return service

@@ -13,13 +13,14 @@ from support import ROOT, git
 
 
 def test_changed_and_missing_files(
-    make_service: Callable[..., Path], rendered: Path, releases: Path, run_fleet: Run
+    make_service: Callable[..., Path], releases: Path, run_fleet: Run
 ) -> None:
-    make_service("same", {"app/main.py": "# mine\n", "README.md": "Mine.\n"})
-    windows = make_service("windows")
+    mine = {"app/main.py": "# mine\n", "README.md": "Mine.\n"}
+    make_service("same", mine, template=releases)
+    windows = make_service("windows", template=releases)
     http = windows / "app" / "chassis" / "http.py"
     http.write_bytes(http.read_bytes().replace(b"\n", b"\r\n"))
-    drifted = make_service("drifted", {"app/chassis/http.py": "# patched\n"})
+    drifted = make_service("drifted", {"app/chassis/http.py": "# patched\n"}, template=releases)
     (drifted / "tests" / "chassis" / "test_http.py").unlink()
     git(drifted, "branch", "patched")
     git(drifted, "stash", "--quiet")
@@ -41,19 +42,19 @@ def test_changed_and_missing_files(
 
 
 def test_a_branch_is_compared_where_it_is_asked_for(
-    make_service: Callable[..., Path], releases: Path, run_fleet: Run, tmp_path: Path
+    make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:
-    service = make_service("service", {"app/chassis/http.py": "# patched\n"})
+    service = make_service("service", {"app/chassis/worker.py": "# patched\n"})
     git(service, "branch", "patched")
     git(service, "reset", "--quiet", "--hard", "HEAD~")
     repos = tmp_path / "repos.toml"
     repos.write_text(f"[[service]]\npath = '{service}'\nbranch = 'patched'\n")
 
-    on_branch = run_fleet("drift", "--repos", repos, "--json", cwd=releases)
-    here = run_fleet("drift", service, "--json", cwd=releases)
+    on_branch = run_fleet("drift", "--repos", repos, "--json", cwd=small)
+    here = run_fleet("drift", service, "--json", cwd=small)
 
     [item] = json.loads(on_branch.stdout)["services"]
-    assert item["changed"] == ["app/chassis/http.py"]
+    assert item["changed"] == ["app/chassis/worker.py"]
     assert here.returncode == 0
 
 

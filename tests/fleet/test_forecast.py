@@ -17,10 +17,10 @@ CHASSIS = "app/chassis/__init__.py"
 
 
 @pytest.fixture
-def candidate(releases: Path, tmp_path: Path) -> Path:
+def candidate(small: Path, tmp_path: Path) -> Path:
     """A clone of the template that can be changed."""
     directory = tmp_path / "candidate"
-    git(tmp_path, "clone", "--quiet", str(releases), str(directory))
+    git(tmp_path, "clone", "--quiet", str(small), str(directory))
     return directory
 
 
@@ -30,20 +30,18 @@ def services(output: str) -> dict[str, dict[str, Any]]:
 
 def test_clean_conflicting_lost_and_broken_ones(
     make_service: Callable[..., Path],
-    rendered: Path,
-    releases: Path,
+    small: Path,
     candidate: Path,
     run_fleet: Run,
     fingerprint: Fingerprint,
     tmp_path: Path,
 ) -> None:
-    own = (rendered / SETTINGS).read_text(encoding="utf-8") + "# my own line\n"
-    clean = make_service("clean", {SETTINGS: own, "app/api/mine.py": "MINE = 1\n"})
+    mine = {"app/api/mine.py": "MINE = 1\n"}
+    make_service("clean", mine, additions={SETTINGS: "# my own line\n"})
     make_service("conflict", {CHASSIS: "# replaced by its owners\n"})
-    worker = (rendered / "app/chassis/worker.py").read_text(encoding="utf-8")
-    make_service("lost", {"app/chassis/worker.py": worker + "PRECIOUS = 'addition'\n"})
-    make_service("no-commit", {".copier-answers.yml": f"_src_path: {releases}\n"})
-    make_service("no-such", {".copier-answers.yml": f"_src_path: {releases}\n_commit: 0.0.9\n"})
+    make_service("lost", additions={"app/chassis/worker.py": "PRECIOUS = 'addition'\n"})
+    make_service("no-commit", {".copier-answers.yml": f"_src_path: {small}\n"})
+    make_service("no-such", {".copier-answers.yml": f"_src_path: {small}\n_commit: 0.0.9\n"})
     make_service("gone", {".copier-answers.yml": "_src_path: /nowhere/x\n_commit: 0.1.0\n"})
     (tmp_path / "services" / "no-git").mkdir()
     dirty = make_service("dirty")
@@ -53,7 +51,7 @@ def test_clean_conflicting_lost_and_broken_ones(
     commit(candidate, "Without it", tag="0.3.0")
     names = ["clean", "conflict", "lost", "no-commit", "no-such", "gone", "no-git", "dirty"]
     paths = [tmp_path / "services" / name for name in names]
-    before = {path: fingerprint(path) for path in [*paths, releases, candidate]}
+    before = {path: fingerprint(path) for path in [*paths, small, candidate]}
 
     done = run_fleet("forecast", "--to", "0.3.0", "--template", candidate, "--json", *paths)
 
@@ -84,19 +82,17 @@ def test_clean_conflicting_lost_and_broken_ones(
         "NO-GO: 8 services: 1 conflicts, 1 edits lost, 4 not to be forecast, 2 clean"
     )
     assert {path: fingerprint(path) for path in before} == before
-    assert clean.exists()
 
 
 def test_go_and_what_copier_itself_does(
     make_service: Callable[..., Path],
-    rendered: Path,
+    releases: Path,
     run_fleet: Run,
     run_copier: Run,
 ) -> None:
-    own = (rendered / SETTINGS).read_text(encoding="utf-8") + "# my own line\n"
-    readme = (rendered / "README.md").read_text(encoding="utf-8") + "\nMore.\n"
-    first = make_service("first", {SETTINGS: own, "README.md": readme})
-    second = make_service("second")
+    own = {SETTINGS: "# my own line\n", "README.md": "\nMore.\n"}
+    first = make_service("first", additions=own, template=releases)
+    second = make_service("second", template=releases)
 
     done = run_fleet("forecast", "--json", first, second)
     updated = run_copier("update", "--quiet", "--defaults", first)
@@ -147,9 +143,9 @@ def test_trust_is_told_and_not_asked(
 
 
 def test_a_revision_that_is_not_there(
-    make_service: Callable[..., Path], releases: Path, run_fleet: Run
+    make_service: Callable[..., Path], small: Path, run_fleet: Run
 ) -> None:
-    done = run_fleet("forecast", make_service("service"), "--to", "0.9.0", cwd=releases)
+    done = run_fleet("forecast", make_service("service"), "--to", "0.9.0", cwd=small)
     message = "trackbed-fleet: the template has no tag, branch or commit 0.9.0\n"
     assert (done.returncode, done.stderr) == (2, message)
 

@@ -18,10 +18,10 @@ def items(output: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_branch_with_what_copier_does(
-    make_service: Callable[..., Path], rendered: Path, run_fleet: Run, run_copier: Run
+    make_service: Callable[..., Path], releases: Path, run_fleet: Run, run_copier: Run
 ) -> None:
-    own = (rendered / "app/settings.py").read_text(encoding="utf-8") + "# my own line\n"
-    service = make_service("service", {"app/settings.py": own})
+    own = {"app/settings.py": "# my own line\n"}
+    service = make_service("service", additions=own, template=releases)
     git(service, "config", "user.name", "Somebody")
     head = git(service, "rev-parse", "HEAD")
 
@@ -119,8 +119,8 @@ def test_a_mistaken_command_is_a_line(
     arguments: list[str],
     message: str,
     make_service: Callable[..., Path],
-    releases: Path,
+    small: Path,
     run_fleet: Run,
 ) -> None:
-    done = run_fleet("update", make_service("service"), *arguments, cwd=releases)
+    done = run_fleet("update", make_service("service"), *arguments, cwd=small)
     assert (done.returncode, done.stderr) == (2, f"trackbed-fleet: {message}\n")

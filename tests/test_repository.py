@@ -63,10 +63,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_the_tests_are_formatted_and_clean() -> None:
+def test_the_code_is_formatted_and_clean() -> None:
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [tool("ruff"), *check, "--no-cache", "tests"],
+            [tool("ruff"), *check, "--no-cache", "tests", "fleet", "benchmarks"],
             cwd=ROOT,
             capture_output=True,
             encoding="utf-8",

@@ -86,6 +86,7 @@ def main() -> None:
         for turn in range(ROUNDS):
             plain += [update(service, directory) for service in services[turn::ROUNDS]]
             forecast.append(forecast_all(services))
+            print(f"round {turn + 1} of {ROUNDS}: {forecast[-1]:.2f} s", flush=True)
         taken = run(sys.executable, "-m", "fleet.cli", "inventory", *services, cwd=ROOT)
     average = sum(plain) / len(plain)
     best = min(forecast)

@@ -163,6 +163,7 @@ def test_a_service_of_another_template(
     assert "made from another template" in services(done.stdout)["service"]["problem"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_CONFIG_COUNT"])
 def test_gits_own_variables_do_not_disturb(
     variable: str, make_service: Callable[..., Path], run_fleet: Run

@@ -96,6 +96,7 @@ def test_a_failure_leaves_nothing(
     assert fingerprint(service) == before
 
 
+@pytest.mark.long
 def test_a_lock_that_the_tests_renew_goes_along(
     make_service: Callable[..., Path], run_fleet: Run
 ) -> None:
@@ -104,6 +105,22 @@ def test_a_lock_that_the_tests_renew_goes_along(
     assert done.returncode == 0, done.stdout
     assert git(service, "show", "template-0.2.0:uv.lock") == "new\n"
     assert "extra" not in git(service, "ls-tree", "--name-only", "template-0.2.0")
+
+
+@pytest.mark.long
+def test_a_service_from_an_address_gets_its_branch_in_the_cache(
+    make_service: Callable[..., Path], run_fleet: Run, fingerprint: Fingerprint
+) -> None:
+    service = make_service("service", {"app/mine.py": "MINE = 1\n"})
+    before = fingerprint(service)
+
+    done = run_fleet("update", f"file://{service}", "--json")
+
+    item = items(done.stdout)["service"]
+    assert (done.returncode, item["outcome"]) == (0, "updated")
+    assert fingerprint(service) == before
+    files = git(Path(item["repository"]), "ls-tree", "-r", "--name-only", item["branch"])
+    assert "app/mine.py" in files
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,18 @@ def run_fleet(isolation: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     cache = tmp_path_factory.mktemp("cache")
 
     def run(
-        *arguments: str | Path, cwd: Path | None = None, **variables: str
+        *arguments: str | Path, cwd: Path | None = None, **variables: str | None
     ) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TRACKBED_FLEET_CACHE": str(cache),
+            **variables,
+        }
         return subprocess.run(
             [sys.executable, "-m", "fleet.cli", *map(str, arguments)],
             cwd=cwd or cache,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "TRACKBED_FLEET_CACHE": str(cache),
-                **variables,
-            },
+            env={name: value for name, value in environment.items() if value is not None},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

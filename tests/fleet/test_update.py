@@ -25,7 +25,9 @@ def test_a_branch_with_what_copier_does(
     git(service, "config", "user.name", "Somebody")
     head = git(service, "rev-parse", "HEAD")
 
-    done = run_fleet("update", service, "--test", "grep -r 'new in 0.2.0' app", "--json")
+    test = "grep -r 'new in 0.2.0' app"
+    nobody = {"GIT_AUTHOR_NAME": None}
+    done = run_fleet("update", service, "--test", test, "--json", **nobody)
 
     assert (done.returncode, done.stderr) == (0, "")
     item = items(done.stdout)["service"]
@@ -38,7 +40,7 @@ def test_a_branch_with_what_copier_does(
     assert git(service, "rev-parse", "--abbrev-ref", "HEAD") == "main\n"
     assert git(service, "status", "--porcelain") == ""
     assert git(service, "log", "--format=%an %s", "-1", item["commit"]) == (
-        "Tests Update the template to 0.2.0\n"
+        "Somebody Update the template to 0.2.0\n"
     )
     assert run_copier("update", "--quiet", "--defaults", service).returncode == 0
     git(service, "add", "--all")

@@ -64,9 +64,11 @@ def test_a_branch_with_what_copier_does(
     [
         ("conflict", "failed", "conflicts in app/chassis/__init__.py"),
         ("failing", "failed", "the tests failed with code 3: no luck"),
-        ("no-program", "failed", "the tests cannot be run"),
+        pytest.param("no-program", "failed", "the tests cannot be run", marks=pytest.mark.long),
         ("changed", "refused", "it has changes that are not committed"),
-        ("untracked", "refused", "it has changes that are not committed"),
+        pytest.param(
+            "untracked", "refused", "it has changes that are not committed", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_failure_leaves_nothing(

@@ -62,6 +62,7 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="let templates run their commands, as copier --trust does")
 ]
 CORES = os.cpu_count() or 1
+TEST = "uv run pytest"
 
 
 def main() -> None:
@@ -215,9 +216,8 @@ def update(
         str | None,
         typer.Option("--to", metavar="REF", help="a release; by default the last one"),
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(help='what has to succeed, such as "uv run pytest"')
-    ] = None,
+    test: Annotated[str, typer.Option(help="what has to succeed")] = TEST,
+    no_test: Annotated[bool, typer.Option("--no-test", help="make untested branches")] = False,
     branch: Annotated[
         str | None, typer.Option(help="the new branch", show_default="template-RELEASE")
     ] = None,
@@ -236,7 +236,7 @@ def update(
     check_test(test)
 
     def order(job: "Job") -> UpdateJob:
-        return UpdateJob(job, branch or branch_name(job.step.name), test)
+        return UpdateJob(job, branch or branch_name(job.step.name), None if no_test else test)
 
     items = in_each(
         find(paths or [], repos),

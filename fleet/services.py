@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -210,7 +209,3 @@ def checked_out(directory: Path) -> str | None:
     except OSError:
         return None
     return head.strip().removeprefix("ref: refs/heads/")
-
-
-def discard(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)

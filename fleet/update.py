@@ -32,10 +32,10 @@ def branch_name(release: str) -> str:
     return f"template-{release}"
 
 
-def check_test(command: str | None) -> None:
+def check_test(command: str) -> None:
     """Raises FleetError: it is no command."""
     try:
-        if command is not None and not shlex.split(command):
+        if not shlex.split(command):
             raise FleetError("--test: there is no command")
     except ValueError as error:
         raise FleetError(f"--test: {error}") from None

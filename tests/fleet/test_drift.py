@@ -12,6 +12,7 @@ from fleet.templates import read_ownership
 from support import ROOT, git
 
 
+@pytest.mark.long
 def test_changed_and_missing_files(
     make_service: Callable[..., Path], releases: Path, run_fleet: Run
 ) -> None:
@@ -41,7 +42,6 @@ def test_changed_and_missing_files(
     assert "1 service, 1 with drift, 0 with problems" in done.stdout
 
 
-@pytest.mark.long
 def test_a_branch_is_compared_where_it_is_asked_for(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_clean_conflicting_lost_and_broken_ones(
     assert {path: fingerprint(path) for path in before} == before
 
 
+@pytest.mark.long
 def test_go_and_what_copier_itself_does(
     make_service: Callable[..., Path],
     releases: Path,

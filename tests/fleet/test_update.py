@@ -1,6 +1,7 @@
 """An update makes a branch, or nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ def items(output: str) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in json.loads(output)["services"]}
 
 
+@pytest.mark.long
 def test_a_branch_with_what_copier_does(
     make_service: Callable[..., Path], releases: Path, run_fleet: Run, run_copier: Run
 ) -> None:
@@ -54,7 +56,7 @@ def test_a_branch_with_what_copier_does(
         "it has a branch template-0.2.0 already",
     )
     git(service, "merge", "--quiet", "template-0.2.0")
-    current = run_fleet("update", service, "--branch", "another", "--json")
+    current = run_fleet("update", service, "--branch", "another", "--no-test", "--json")
     assert (current.returncode, items(current.stdout)["service"]["outcome"]) == (0, "current")
     assert "another" not in git(service, "branch")
 
@@ -64,6 +66,7 @@ def test_a_branch_with_what_copier_does(
     [
         ("conflict", "failed", "conflicts in app/chassis/__init__.py"),
         ("failing", "failed", "the tests failed with code 3: no luck"),
+        ("by default", "failed", "the tests failed with code 9: uv run pytest"),
         pytest.param("no-program", "failed", "the tests cannot be run", marks=pytest.mark.long),
         ("changed", "refused", "it has changes that are not committed"),
         pytest.param(
@@ -78,6 +81,7 @@ def test_a_failure_leaves_nothing(
     make_service: Callable[..., Path],
     run_fleet: Run,
     fingerprint: Fingerprint,
+    tmp_path: Path,
 ) -> None:
     edits = {"conflict": {"app/chassis/__init__.py": "# replaced\n"}}
     service = make_service("service", edits.get(name))
@@ -89,9 +93,13 @@ def test_a_failure_leaves_nothing(
     (service / ".env").write_text("IGNORED=1\n", encoding="utf-8")
     tests = {"failing": ["--test", "sh -c 'touch app/main.py litter; echo no luck; exit 3'"]}
     tests["no-program"] = ["--test", "no-such-program"]
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "uv $@"; exit 9\n', encoding="utf-8")
+    uv.chmod(0o755)
     before = fingerprint(service)
 
-    done = run_fleet("update", service, "--json", *tests.get(name, []))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run_fleet("update", service, "--json", *tests.get(name, []), PATH=path)
 
     assert (done.returncode, done.stderr) == (1, "")
     item = items(done.stdout)["service"]
@@ -100,7 +108,6 @@ def test_a_failure_leaves_nothing(
     assert fingerprint(service) == before
 
 
-@pytest.mark.long
 def test_a_lock_that_the_tests_renew_goes_along(
     make_service: Callable[..., Path], run_fleet: Run
 ) -> None:
@@ -118,7 +125,7 @@ def test_a_service_from_an_address_gets_its_branch_in_the_cache(
     service = make_service("service", {"app/mine.py": "MINE = 1\n"})
     before = fingerprint(service)
 
-    done = run_fleet("update", f"file://{service}", "--json")
+    done = run_fleet("update", f"file://{service}", "--no-test", "--json")
 
     item = items(done.stdout)["service"]
     assert (done.returncode, item["outcome"]) == (0, "updated")

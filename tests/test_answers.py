@@ -335,6 +335,7 @@ def assert_update_is_refused(
     assert git(project, "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 def test_update_refuses_nixpacks_with_python_3_14(
     releases: Path, tmp_path: Path, run_copier: RunCopier
 ) -> None:

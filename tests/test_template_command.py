@@ -100,6 +100,7 @@ def test_status_and_diff_tell_what_is_so(project: Path, tmp_path: Path) -> None:
     assert "main.py" not in told
 
 
+@pytest.mark.long
 def test_a_template_that_is_gone_is_one_line(project: Path, tmp_path: Path) -> None:
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")
@@ -144,6 +145,7 @@ def test_a_week_without_a_release_does_nothing(project: Path, tmp_path: Path) ->
     assert git(project, "branch", "--show-current").strip() == "main"
 
 
+@pytest.mark.long
 def test_a_conflict_is_a_failed_job_and_a_pull_request_that_says_so(
     project: Path, tmp_path: Path
 ) -> None:

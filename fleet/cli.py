@@ -2,19 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fleet import collect
+from fleet.collect import Fleet, count
 from fleet.errors import FleetError
 from fleet.git import isolate
-from fleet.model import Drift, Forecast, Inventory, Item, Service, Update
+from fleet.model import Findings, Update
 from fleet.services import find
 from fleet.show import show, write_csv
-from fleet.templates import Template, find_template, questions
+from fleet.templates import find_template
 
 if TYPE_CHECKING:
     from fleet.attempt import Job
@@ -91,14 +91,12 @@ def inventory(
     as_csv: Annotated[bool, typer.Option("--csv", help="for spreadsheets")] = False,
 ) -> None:
     """Each service's version of the template, how old and how far behind it is, and its answers."""
-    items = take(find(paths or [], repos), find_template(template, address or []), jobs)
-    problems = sum(item.problem is not None for item in items)
-    summary = f"{count(items)}, {problems} with problems"
+    found = collect.inventory(fleet_of(paths, repos, template, address, jobs))
     if as_csv:
-        write_csv(items)
+        write_csv(found.items)
     else:
-        show("inventory", items, ok=not problems, summary=summary, as_json=as_json)
-    raise typer.Exit(bool(problems))
+        show(found, as_json=as_json)
+    raise typer.Exit(not found.ok)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -116,30 +114,8 @@ def drift(
     trust: Trust = False,
 ) -> None:
     """The template's own files that are not as the recorded version renders them."""
-    from fleet.drift import DriftJob, examine
-    from fleet.prepare import Wanted, in_each
-    from fleet.templates import read_ownership
-
-    named = find_template(template, address or [])
-    file = ownership or Path(named.address if named else ".") / "ownership.toml"
-    owned = read_ownership(file)
-    items = in_each(
-        find(paths or [], repos),
-        named,
-        Wanted(stay=True),
-        partial(DriftJob, ownership=owned),
-        examine,
-        Drift,
-        jobs=jobs,
-        label="Comparing",
-        trust=trust,
-    )
-    broken = [item for item in items if item.problem]
-    differing = [item for item in items if item.changed or item.missing]
-    summary = f"{count(items)}, {len(differing)} with drift, {len(broken)} with problems"
-    ok = not broken and not differing
-    show("drift", items, ok=ok, summary=summary, as_json=as_json)
-    raise typer.Exit(not ok)
+    fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
+    finish(collect.drift(fleet, collect.read_owned(fleet, ownership)), as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -153,20 +129,11 @@ def policy(
     as_json: AsJson = False,
 ) -> None:
     """Which services break which rules, such as: backup != none, version >= 0.2."""
-    from fleet.policy import judge, read_rules, require_known
+    from fleet.policy import read_rules
 
     read = read_rules(rules)
-    named = find_template(template, address or [])
-    items = take(find(paths or [], repos), named, jobs)
-    known = questions(named) | {name for item in items for name in item.answers}
-    require_known(read, known, rules)
-    judged = judge(items, read)
-    breaking = sum(bool(item.violations) for item in judged)
-    problems = sum(item.problem is not None for item in judged)
-    summary = f"{count(judged)}, {breaking} break rules, {problems} with problems"
-    ok = not breaking and not problems
-    show("policy", judged, ok=ok, summary=summary, as_json=as_json)
-    raise typer.Exit(not ok)
+    fleet = fleet_of(paths, repos, template, address, jobs)
+    finish(collect.policy(fleet, collect.inventory(fleet).items, read, rules), as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -189,24 +156,8 @@ def forecast(
     trust: Trust = False,
 ) -> None:
     """What copier update would do to each service. Touches none of them; go or no-go at the end."""
-    from fleet.forecast import decide, predict
-    from fleet.prepare import Wanted, in_each
-
-    items = in_each(
-        find(paths or [], repos),
-        find_template(template, address or []),
-        Wanted(to, working_tree=True),
-        same,
-        predict,
-        Forecast,
-        jobs=jobs,
-        label="Forecasting",
-        trust=trust,
-    )
-    ok, summary = decide(items)
-    target = next((item.target for item in items if item.target), to)
-    show("forecast", items, ok=ok, summary=summary, as_json=as_json, target=target)
-    raise typer.Exit(not ok)
+    fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
+    finish(collect.forecast(fleet, to), as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -238,40 +189,44 @@ def update(
     def order(job: "Job") -> UpdateJob:
         return UpdateJob(job, branch or branch_name(job.step.name), None if no_test else test)
 
+    fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
     items = in_each(
-        find(paths or [], repos),
-        find_template(template, address or []),
+        fleet.services,
+        fleet.template,
         Wanted(to, release_only=True),
         order,
         update_service,
         Update,
-        jobs=jobs,
+        jobs=fleet.jobs,
         label="Updating",
-        trust=trust,
+        trust=fleet.trust,
     )
     done = {name: sum(item.outcome == name for item in items) for name in OUTCOMES}
     summary = f"{count(items)}: {', '.join(f'{n} {name}' for name, n in done.items() if n)}"
     ok = not done["failed"] and not done["refused"]
-    target = next((item.target for item in items if item.target), to)
-    show("update", items, ok=ok, summary=summary, as_json=as_json, target=target)
-    raise typer.Exit(not ok)
+    finish(Findings("update", items, ok, summary, collect.target(items) or to), as_json)
 
 
 OUTCOMES = ("updated", "current", "failed", "refused")
 
 
-def take(services: Sequence[Service], template: Template | None, jobs: int) -> list[Inventory]:
-    from fleet.inventory import take as take_inventory
+def fleet_of(
+    paths: list[str] | None,
+    repos: Path | None,
+    template: str | None,
+    address: list[str] | None,
+    jobs: int,
+    *,
+    trust: bool = False,
+) -> Fleet:
+    """Raises FleetError: there are no services, or what is named is no template."""
+    found = find(paths or [], repos)
+    return Fleet(found, find_template(template, address or []), jobs, trust)
 
-    return take_inventory(services, template, jobs)
 
-
-def same(job: "Job") -> "Job":
-    return job
-
-
-def count(services: Sequence[Item]) -> str:
-    return f"{len(services)} {'service' if len(services) == 1 else 'services'}"
+def finish(found: Findings[Any], as_json: bool) -> NoReturn:
+    show(found, as_json=as_json)
+    raise typer.Exit(not found.ok)
 
 
 if __name__ == "__main__":

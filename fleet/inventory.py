@@ -11,12 +11,11 @@ from fleet.errors import ServiceError
 from fleet.model import Inventory, Service
 from fleet.releases import as_version, behind, final, recognize
 from fleet.services import open_repository, read_answers, shown, where
-from fleet.templates import Catalogue, Template
+from fleet.templates import Catalogue
 
 
-def take(services: Sequence[Service], template: Template | None, jobs: int) -> list[Inventory]:
+def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[Inventory]:
     """One entry a service, in their order."""
-    catalogue = Catalogue(template)
     here = [service for service in services if service.url is None]
     remote = [service for service in services if service.url is not None]
     with ThreadPoolExecutor(max(1, jobs)) as pool:

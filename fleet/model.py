@@ -1,6 +1,6 @@
 """What the commands find out, and its form as JSON.
 
-Every command prints with `--json` one object, made by `report`:
+Every command but `report` prints with `--json` one object, made by `Findings.document`:
 
     {"command": "inventory" | "drift" | "policy" | "forecast" | "update",
      "generated": "2026-11-24T12:00:00+00:00",
@@ -13,12 +13,20 @@ Each of the services has `name`, `where` (a path or an address, without a passwo
 (null, or the one line that says why it could not be dealt with; the other fields are then empty).
 The further fields are those of `Inventory`, `Drift`, `Policy`, `Forecast` and `Update` below.
 Fields are added, never renamed.
+
+`report` puts these objects into its page, as the text of its element `#data`:
+
+    {"generated": "2026-11-24T12:00:00+00:00",
+     "template": "gh:acme/template" | null,      # the one that the command knows
+     "releases": [{"version": "0.1.0", "date": "2026-11-24", "summary": "..."}],  # oldest first
+     "versions": ["0.1.0", "0.2.0rc1", "0.2.0"],     # all that are mentioned, in their order
+     "inventory": {...}, "drift": {...} | null, "policy": {...} | null, "forecast": {...} | null}
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -159,14 +167,29 @@ class Update(Item):
     output: list[str] = field(default_factory=list)
 
 
-def report(
-    command: str, items: Sequence[Item], *, ok: bool, summary: str, target: str | None = None
-) -> dict[str, Any]:
-    return {
-        "command": command,
-        "generated": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ok": ok,
-        "summary": summary,
-        "target": target,
-        "services": [asdict(item) for item in items],
-    }
+Kind = TypeVar("Kind", bound=Item)
+
+
+@dataclass(frozen=True)
+class Findings(Generic[Kind]):
+    """What a command has found out; `ok` if all is well."""
+
+    command: str
+    items: Sequence[Kind]
+    ok: bool
+    summary: str
+    target: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "command": self.command,
+            "generated": now(),
+            "ok": self.ok,
+            "summary": self.summary,
+            "target": self.target,
+            "services": [asdict(item) for item in self.items],
+        }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

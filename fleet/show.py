@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fleet.model import Drift, Forecast, Inventory, Item, Policy, Update, report
+from fleet.model import Drift, Findings, Forecast, Inventory, Policy, Update
 
 WORDS = 6
 WHOLE = 2000
@@ -20,23 +20,14 @@ WHOLE = 2000
 ANSWER = 30
 
 
-def show(
-    command: str,
-    items: Sequence[Item],
-    *,
-    ok: bool,
-    summary: str,
-    as_json: bool,
-    target: str | None = None,
-) -> None:
+def show(found: Findings[Any], *, as_json: bool) -> None:
     if as_json:
-        document = report(command, items, ok=ok, summary=summary, target=target)
-        print(json.dumps(document, indent=2, ensure_ascii=False, default=plain))
+        print(json.dumps(found.document(), indent=2, ensure_ascii=False, default=plain))
         return
     console = Console()
-    columns, row = FORMS[command]
+    columns, row = FORMS[found.command]
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for item in items:
+    for item in found.items:
         cells = row(item) if not item.problem else [*row(item)[:-1], item.problem]
         style = "red" if item.problem else ""
         table.add_row(Text(item.name, style), *(Text(cell, style) for cell in cells))
@@ -47,7 +38,7 @@ def show(
         with console.capture() as capture:
             console.print(table)
         print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-    console.print(Text(summary, "green" if ok else "red"), soft_wrap=True)
+    console.print(Text(found.summary, "green" if found.ok else "red"), soft_wrap=True)
 
 
 def plain(value: Any) -> Any:

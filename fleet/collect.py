@@ -1,0 +1,106 @@
+"""What several commands find out, each in one place. Copier is imported where it is needed only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleet.inventory import take
+from fleet.model import Drift, Findings, Forecast, Inventory, Item, Policy, Service, Update
+from fleet.policy import Rule, judge, require_known
+from fleet.templates import Catalogue, Ownership, Template, questions, read_ownership
+
+if TYPE_CHECKING:
+    from fleet.attempt import Job
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The services, and the template of whoever asks."""
+
+    services: Sequence[Service]
+    template: Template | None
+    jobs: int
+    trust: bool = False
+
+
+def inventory(fleet: Fleet, catalogue: Catalogue | None = None) -> Findings[Inventory]:
+    items = take(fleet.services, catalogue or Catalogue(fleet.template), fleet.jobs)
+    problems = broken(items)
+    return Findings("inventory", items, not problems, f"{count(items)}, {problems} with problems")
+
+
+def read_owned(fleet: Fleet, file: Path | None = None) -> Ownership:
+    """Which paths are the template's. Raises FleetError."""
+    directory = Path(fleet.template.address if fleet.template else ".")
+    return read_ownership(file or directory / "ownership.toml")
+
+
+def drift(fleet: Fleet, owned: Ownership) -> Findings[Drift]:
+    from fleet.drift import DriftJob, examine
+    from fleet.prepare import Wanted, in_each
+
+    items = in_each(
+        fleet.services,
+        fleet.template,
+        Wanted(stay=True),
+        partial(DriftJob, ownership=owned),
+        examine,
+        Drift,
+        jobs=fleet.jobs,
+        label="Comparing",
+        trust=fleet.trust,
+    )
+    problems = broken(items)
+    differing = sum(bool(item.changed or item.missing) for item in items)
+    summary = f"{count(items)}, {differing} with drift, {problems} with problems"
+    return Findings("drift", items, not problems and not differing, summary)
+
+
+def policy(
+    fleet: Fleet, items: Sequence[Inventory], rules: Sequence[Rule], file: Path
+) -> Findings[Policy]:
+    """Raises FleetError for a rule of a question that nobody asks."""
+    known = questions(fleet.template) | {name for item in items for name in item.answers}
+    require_known(rules, known, file)
+    judged = judge(items, rules)
+    breaking = sum(bool(item.violations) for item in judged)
+    problems = broken(judged)
+    summary = f"{count(judged)}, {breaking} break rules, {problems} with problems"
+    return Findings("policy", judged, not breaking and not problems, summary)
+
+
+def forecast(fleet: Fleet, to: str | None) -> Findings[Forecast]:
+    from fleet.forecast import decide, predict
+    from fleet.prepare import Wanted, in_each
+
+    items = in_each(
+        fleet.services,
+        fleet.template,
+        Wanted(to, working_tree=True),
+        same,
+        predict,
+        Forecast,
+        jobs=fleet.jobs,
+        label="Forecasting",
+        trust=fleet.trust,
+    )
+    ok, summary = decide(items)
+    return Findings("forecast", items, ok, summary, target(items) or to)
+
+
+def target(items: Sequence[Forecast] | Sequence[Update]) -> str | None:
+    return next((item.target for item in items if item.target), None)
+
+
+def same(job: "Job") -> "Job":
+    return job
+
+
+def broken(items: Sequence[Item]) -> int:
+    return sum(item.problem is not None for item in items)
+
+
+def count(services: Sequence[Item]) -> str:
+    return f"{len(services)} {'service' if len(services) == 1 else 'services'}"

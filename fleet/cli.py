@@ -24,6 +24,10 @@ EXIT_CODES = (
     "differs, breaks a rule, cannot be updated cleanly; 2 the command, repos.toml, the rules or "
     "the revision are mistaken; 130 interrupted."
 )
+REPORT_CODES = (
+    "Exit codes: 0 the page is written, whatever it says of the services; 2 the command, "
+    "repos.toml, the rules, the revision or the file are mistaken; 130 interrupted."
+)
 
 app = typer.Typer(
     name="trackbed-fleet",
@@ -60,6 +64,12 @@ Jobs = Annotated[int, typer.Option("--jobs", min=1, help="at once", show_default
 AsJson = Annotated[bool, typer.Option("--json", help="for programs; fields are in fleet/model.py")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="let templates run their commands, as copier --trust does")
+]
+Ownership = Annotated[
+    Path | None,
+    typer.Option(
+        "--ownership", help="which paths are the template's; by default its ownership.toml"
+    ),
 ]
 CORES = os.cpu_count() or 1
 TEST = "uv run pytest"
@@ -105,10 +115,7 @@ def drift(
     repos: Repos = None,
     template: From = None,
     address: Addresses = None,
-    ownership: Annotated[
-        Path | None,
-        typer.Option(help="which paths are the template's; by default its ownership.toml"),
-    ] = None,
+    ownership: Ownership = None,
     jobs: Jobs = CORES,
     as_json: AsJson = False,
     trust: Trust = False,
@@ -205,6 +212,52 @@ def update(
     summary = f"{count(items)}: {', '.join(f'{n} {name}' for name, n in done.items() if n)}"
     ok = not done["failed"] and not done["refused"]
     finish(Findings("update", items, ok, summary, collect.target(items) or to), as_json)
+
+
+@app.command(epilog=REPORT_CODES)
+def report(
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT.html", help="the file; one that is there has to be an earlier report"
+        ),
+    ],
+    paths: Paths = None,
+    repos: Repos = None,
+    template: From = None,
+    address: Addresses = None,
+    with_drift: Annotated[bool, typer.Option("--drift", help="with drift")] = False,
+    ownership: Ownership = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="with the rules of policy that are broken")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="REF", help="with the forecast of an update to it")
+    ] = None,
+    jobs: Jobs = CORES,
+    trust: Trust = False,
+) -> None:
+    """One page for a browser, in one file: charts, and a table to sort and filter."""
+    from fleet.policy import read_rules
+    from fleet.report import Overview, render, require_writable, write
+    from fleet.templates import Catalogue
+
+    require_writable(out)
+    read = read_rules(rules) if rules else []
+    fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
+    owned = collect.read_owned(fleet, ownership) if with_drift else None
+    catalogue = Catalogue(fleet.template)
+    inventory = collect.inventory(fleet, catalogue)
+    overview = Overview(
+        fleet.template,
+        catalogue.own,
+        inventory,
+        policy=collect.policy(fleet, inventory.items, read, rules) if rules else None,
+        drift=collect.drift(fleet, owned) if owned else None,
+        forecast=collect.forecast(fleet, to) if to else None,
+    )
+    write(out, render(overview.document()))
+    print(f"{out}: {overview.summary()}")
 
 
 OUTCOMES = ("updated", "current", "failed", "refused")

@@ -87,7 +87,9 @@ def versions(items: Sequence[Inventory], releases: Sequence[Release]) -> list[st
 def render(document: dict[str, Any]) -> str:
     """The page. Its policy lets nothing run but its own style and script."""
     page = PAGE.read_text(encoding="utf-8")
-    return page.replace("POLICY", content_policy(page), 1).replace("DATA", block(document), 1)
+    return page.replace(">DATA<", f">{block(document)}<", 1).replace(
+        '"POLICY"', f'"{content_policy(page)}"', 1
+    )
 
 
 def content_policy(page: str) -> str:

@@ -72,6 +72,31 @@ def fabricate(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+RELEASES_TOML = """\
+[[release]]
+version = "0.1.0"
+commit = "1111111111111111111111111111111111111111"
+date = 2026-01-01
+
+[[release]]
+version = "0.2.0"
+commit = "2222222222222222222222222222222222222222"
+date = 2026-02-01
+"""
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Path:
+    """A template with its releases, that services record by another address."""
+    directory = tmp_path / "trackbed"
+    directory.mkdir()
+    (directory / "copier.yml").write_text("backup: none\n")
+    (directory / "releases.toml").write_text(RELEASES_TOML)
+    commit(directory, "Template")
+    git(directory, "remote", "add", "origin", "git@github.com:acme/trackbed.git")
+    return directory
+
+
 SMALL = {
     "copier.yml": "_subdirectory: template\nbackup:\n  type: str\n  default: railway\n",
     "ownership.toml": '[[template]]\npaths = ["app/chassis/"]\n',

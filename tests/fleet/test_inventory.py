@@ -15,7 +15,7 @@ from fleet.model import Release
 from fleet.releases import behind, read_releases, recognize
 from fleet.services import find, shown
 from fleet.templates import normalized
-from support import ROOT, commit, git
+from support import ROOT, git
 
 RELEASES = [
     Release("0.1.0", "1" * 40, date(2026, 1, 1)),
@@ -80,31 +80,6 @@ def test_addresses_that_are_one(same: str) -> None:
 def test_no_password_is_shown() -> None:
     assert shown("https://me:secret@example.com/x.git") == "https://example.com/x.git"
     assert shown("git@example.com:x.git") == "git@example.com:x.git"
-
-
-RELEASES_TOML = """\
-[[release]]
-version = "0.1.0"
-commit = "1111111111111111111111111111111111111111"
-date = 2026-01-01
-
-[[release]]
-version = "0.2.0"
-commit = "2222222222222222222222222222222222222222"
-date = 2026-02-01
-"""
-
-
-@pytest.fixture
-def owner(tmp_path: Path) -> Path:
-    """A template with its releases, that services record by another address."""
-    directory = tmp_path / "trackbed"
-    directory.mkdir()
-    (directory / "copier.yml").write_text("backup: none\n")
-    (directory / "releases.toml").write_text(RELEASES_TOML)
-    commit(directory, "Template")
-    git(directory, "remote", "add", "origin", "git@github.com:acme/trackbed.git")
-    return directory
 
 
 @pytest.fixture

@@ -268,4 +268,5 @@ def test_help_tells_of_the_exit_codes(run_fleet: Run) -> None:
         done = run_fleet(command, "--help")
         assert done.returncode == 0
         assert "Exit codes: 0 all is well; 1" in done.stdout
+    assert "Exit codes: 0 the page is written" in run_fleet("report", "--help").stdout
     assert run_fleet("inventory").returncode == 2

@@ -161,7 +161,9 @@ def test_it_is_refused_before_the_work(run_fleet: Run, tmp_path: Path, owner: Pa
 def test_an_earlier_report_is_replaced_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, link = tmp_path / "report.html", tmp_path / "latest.html"
+    directory = tmp_path / "reports"
+    directory.mkdir()
+    file, link = directory / "report.html", tmp_path / "latest.html"
     link.symlink_to(file)
     before, after = (render(overview(service(name)).document()) for name in ("before", "after"))
     write(file, before)
@@ -174,6 +176,7 @@ def test_an_earlier_report_is_replaced_at_once(
         with pytest.raises(FleetError, match="No space left on device"):
             write(file, after)
     assert file.read_text(encoding="utf-8") == before
+    assert list(directory.iterdir()) == [file]
 
     with file.open(encoding="utf-8") as reader:
         write(link, after)
@@ -183,7 +186,8 @@ def test_an_earlier_report_is_replaced_at_once(
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.html", "report.html"]
+    assert list(directory.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [link, directory]
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def fleet() -> Overview:
         for number in range(24)
     ]
     items += [
-        replace(service(text), answers={"backup": text, "note": text}) for text in HOSTILE[:3]
+        replace(service(text), answers={"backup": text[:20], "note": text}) for text in HOSTILE[:3]
     ]
     items.append(Inventory(name="lost", where="/srv/lost", problem="<b>not</b> a git repository"))
     items.append(
@@ -84,7 +84,8 @@ def column(browser: Browser, at: int = 0) -> list[str]:
     """The cells of a column, of the rows that are not hidden."""
     script = """
       const rows = [...document.querySelectorAll("tbody tr")];
-      return rows.filter((row) => row.checkVisibility()).map((row) => row.cells[arguments[0]].textContent);
+      const shown = rows.filter((row) => row.checkVisibility());
+      return shown.map((row) => row.cells[arguments[0]].textContent);
     """
     cells: list[str] = ask(browser, script, at)
     return cells
@@ -157,7 +158,7 @@ def test_charts_and_tiles_have_the_numbers(page: Browser) -> None:
     }
     assert chart(page, "policy") == {"backup != none": 8}
     assert chart(page, "forecast") == {
-        "nothing to do": 7, "clean": 7, "conflicts": 7, "edits lost": 7, "unknown": 1,
+        "nothing to do": 6, "clean": 8, "conflicts": 7, "edits lost": 7, "unknown": 1,
     }  # fmt: skip
     widths = sizes(page, "version", "width")
     assert widths == pytest.approx([100 * n / 9 for n in chart(page, "version").values()], rel=1e-3)
@@ -179,7 +180,9 @@ def test_columns_are_sorted_as_what_they_are(page: Browser) -> None:
     assert sort(page, "Service") == "ascending"
     names = [name for name in column(page) if name.startswith("service-")]
     assert names == [f"service-{number}" for number in range(24)]
-    assert ask(page, "return document.querySelectorAll('th:not([aria-sort=none])').length") == 1
+    assert (
+        ask(page, "return document.querySelectorAll('thead th:not([aria-sort=none])').length") == 1
+    )
 
 
 def test_filters(page: Browser) -> None:
@@ -239,7 +242,7 @@ def test_hostile_texts_are_texts(page: Browser) -> None:
     assert "could not be read<b>not</b> a git repository" in column(page, 1)
     assert ask(page, "return document.querySelectorAll('img, i, main script, td b').length") == 0
     assert ask(page, "return performance.getEntriesByType('resource').length") == 0
-    press(page, "answer-backup", f"={HOSTILE[0]}")
+    press(page, "answer-backup", f"={HOSTILE[0][:20]}")
     assert column(page) == [HOSTILE[0]]
     # nor is it allowed to make one
     script = "try { document.body.innerHTML = '<b>'; return ''; } catch (e) { return e.name; }"
@@ -286,7 +289,7 @@ def test_dark_and_light_can_be_read(page: Browser) -> None:
         backgrounds.add(prefer(page, scheme))
         press(page, "version", "0.9.0")
         contrasts = ask(page, CONTRASTS)
-        assert len(contrasts) > 200
+        assert len(contrasts) > 150
         assert [found for found in contrasts if found[0] < 4.5] == []
         press(page, "version", "0.9.0")
     assert len(backgrounds) == 2

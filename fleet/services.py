@@ -1,5 +1,6 @@
 """Find the services, and open their repositories."""
 
+import json
 import os
 import re
 import tempfile
@@ -199,6 +200,10 @@ def read_answers(service: Service, directory: Path) -> dict[str, Any]:
         raise ServiceError(f"{ANSWERS} is no valid YAML{place}") from None
     if not isinstance(answers, dict) or not all(isinstance(key, str) for key in answers):
         raise ServiceError(f"{ANSWERS} holds no answers")
+    try:
+        json.dumps(answers, default=str)
+    except (RecursionError, TypeError, ValueError):  # it holds itself, or keys are no texts
+        raise ServiceError(f"{ANSWERS} holds what is no answer") from None
     return answers
 
 

@@ -90,6 +90,8 @@ def broken(tmp_path: Path, fabricate: Callable[..., Path]) -> dict[str, str]:
     (services / "no-yaml" / ".copier-answers.yml").write_text("a: 1\nb: [\n")
     fabricate("no-answers")
     (services / "no-answers" / ".copier-answers.yml").write_text("just text\n")
+    fabricate("no-end")
+    (services / "no-end" / ".copier-answers.yml").write_text("a: &a [*a]\n")
     fabricate("no-text")
     (services / "no-text" / ".copier-answers.yml").write_bytes(b"a: \xff\n")
     fabricate("no-file")
@@ -99,6 +101,7 @@ def broken(tmp_path: Path, fabricate: Callable[..., Path]) -> dict[str, str]:
     (services / "no-git").mkdir()
     return {
         "no-answers": ".copier-answers.yml holds no answers",
+        "no-end": ".copier-answers.yml holds what is no answer",
         "no-file": "no .copier-answers.yml: not made with Copier, or not kept up",
         "no-git": "not a git repository",
         "no-source": "the answers file names no template: no _src_path",
@@ -118,7 +121,7 @@ def test_broken_services_stop_nobody(
 
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads(done.stdout)
-    assert report["summary"] == "8 services, 7 with problems"
+    assert report["summary"] == "9 services, 8 with problems"
     assert {item["name"]: item["problem"] for item in report["services"]} == {
         **broken,
         "good": None,

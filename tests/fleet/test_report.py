@@ -19,7 +19,7 @@ from overviews import HOSTILE, NUMBERS, overview, service
 
 from fleet.errors import FleetError
 from fleet.model import Inventory
-from fleet.report import PAGE, render, require_writable, write
+from fleet.report import PAGE, beside, render, require_writable, write
 
 
 class Elements(HTMLParser):
@@ -178,6 +178,7 @@ def test_an_earlier_report_is_replaced_at_once(
     assert file.read_text(encoding="utf-8") == before
     assert list(directory.iterdir()) == [file]
 
+    assert beside(link).parent == directory
     with file.open(encoding="utf-8") as reader:
         write(link, after)
         assert reader.read() == before

@@ -243,6 +243,8 @@ def report(
     from fleet.templates import Catalogue
 
     require_writable(out)
+    if ownership and not with_drift:
+        raise FleetError("--ownership is for --drift")
     read = read_rules(rules) if rules else []
     fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
     owned = collect.read_owned(fleet, ownership) if with_drift else None

@@ -11,7 +11,7 @@ from fleet.errors import ServiceError
 from fleet.model import Inventory, Service
 from fleet.releases import as_version, behind, final, recognize
 from fleet.services import open_repository, read_answers, shown, where
-from fleet.templates import Catalogue
+from fleet.templates import Catalogue, relative_hint
 
 
 def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[Inventory]:
@@ -58,8 +58,8 @@ def describe(service: Service, read: Read, catalogue: Catalogue, today: date) ->
         releases, item.unknown = [], str(error)
     found = recognize(recorded, releases)
     item.version, item.distance = found.version, found.distance
-    if found.unknown and not item.unknown:
-        item.unknown = found.unknown
+    if reason := item.unknown or found.unknown:
+        item.unknown = f"{reason}{relative_hint(str(source))}"
     item.behind = behind(found, releases)
     if final(releases):
         item.newest = final(releases)[-1].version

@@ -14,7 +14,7 @@ from fleet.errors import ServiceError
 from fleet.model import Item, Service
 from fleet.releases import recognize
 from fleet.services import open_repository, read_answers, top, where
-from fleet.templates import Commits, Step, Template
+from fleet.templates import Commits, Step, Template, relative_hint
 
 Result = TypeVar("Result", bound=Item)
 Task = TypeVar("Task")
@@ -128,7 +128,10 @@ def find_step(commits: Commits, repository: Path, answers: dict[str, Any], wante
         if not answers.get(key):
             raise ServiceError(f"the answers file has no {key}")
     source, recorded = str(answers["_src_path"]), str(answers["_commit"])
-    if wanted.stay:
-        current = commits.current(source, repository, recorded)
-        return Step(current, current, "", recorded)
-    return commits.step(source, repository, recorded, wanted.to)
+    try:
+        if wanted.stay:
+            current = commits.current(source, repository, recorded)
+            return Step(current, current, "", recorded)
+        return commits.step(source, repository, recorded, wanted.to)
+    except ServiceError as error:
+        raise ServiceError(f"{error}{relative_hint(source)}") from None

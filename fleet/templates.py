@@ -66,6 +66,13 @@ def expanded(address: str) -> str:
     return address.removeprefix("git+")
 
 
+def relative_hint(address: str) -> str:
+    """What helps with an address that meant something only where the service was copied."""
+    if is_url(expanded(address)) or Path(address).expanduser().is_absolute():
+        return ""
+    return f"; it was made from {address}: if that was this template, add --address {address}"
+
+
 def normalized(address: str, base: Path | None = None) -> str:
     """One text for all the ways of writing an address; paths are relative to `base`."""
     address = expanded(address)

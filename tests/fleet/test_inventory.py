@@ -111,6 +111,25 @@ def broken(tmp_path: Path, fabricate: Callable[..., Path]) -> dict[str, str]:
     }
 
 
+def test_a_template_that_was_given_as_a_relative_path(
+    fabricate: Callable[..., Path], owner: Path, run_fleet: Run
+) -> None:
+    """Its meaning is lost with the directory that it was given in."""
+    service = fabricate("service", source=".")
+    hint = "; it was made from .: if that was this template, add --address ."
+
+    done = run_fleet("inventory", "--template", owner, "--json", service)
+    [item] = json.loads(done.stdout)["services"]
+    assert item["behind"] is None
+    assert item["unknown"].endswith(hint)
+    done = run_fleet("drift", service, "--template", owner, "--ownership", ROOT / "ownership.toml")
+    assert hint in done.stdout
+
+    done = run_fleet("inventory", "--template", owner, "--address", ".", "--json", service)
+    [item] = json.loads(done.stdout)["services"]
+    assert (item["version"], item["unknown"]) == ("0.1.0", None)
+
+
 def test_broken_services_stop_nobody(
     broken: dict[str, str], fabricate: Callable[..., Path], owner: Path, run_fleet: Run
 ) -> None:

@@ -1,0 +1,23 @@
+"""What the benchmarks ask of a project, as its owner would write it: app/api/measured.py there."""
+
+from app.chassis.database import Writer
+from app.models import Note
+from fastapi import APIRouter, HTTPException
+
+router = APIRouter()
+
+
+@router.get("/trivial")
+async def trivial() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.post("/counters/{note_id}/increment")
+def increment(note_id: int, session: Writer) -> dict[str, int]:
+    """Read, modify, write: a note whose text is a number."""
+    note = session.get(Note, note_id)
+    if note is None:
+        raise HTTPException(404, "There is no such note")
+    value = int(note.text) + 1
+    note.text = str(value)
+    return {"counter": value}

@@ -1,0 +1,314 @@
+"""What a request takes: with everything around it, of the health route, and of the database."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks import sides
+from benchmarks.load import EDGE, Load, press
+from benchmarks.runs import OURS, Effort, Result, Target, interleave
+from benchmarks.sides import Server
+
+BARE = "bare FastAPI"
+SKELETON = "usual skeleton, 4 workers"
+ROWS = 1000
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Pressed:
+    """One load on one server."""
+
+    load: Load
+    cpu: float
+    """Microseconds a request."""
+    pss: float
+
+
+def pressing(server: Server, path: str, seconds: int, *script: str) -> Callable[[], Pressed]:
+    """A measurement, after a load to warm up."""
+
+    def measure() -> Pressed:
+        before = server.cpu()
+        load = press(f"{server.url}{path}", seconds, *script)
+        used = server.cpu() - before
+        return Pressed(load, 1e6 * used / max(load.requests, 1), server.pss())
+
+    press(f"{server.url}{path}", WARM_UP, *script)
+    return measure
+
+
+def faults(name: str, found: list[Pressed]) -> list[str]:
+    return [
+        f"{name}, run {number} of {len(found)}: {fault}"
+        for number, one in enumerate(found, 1)
+        if (fault := one.load.fault)
+    ]
+
+
+@contextmanager
+def ours_and_floor() -> Iterator[tuple[Server, Server]]:
+    project = sides.project("default")
+    with ExitStack() as stack:
+        directory = stack.enter_context(sides.workspace())
+        sides.seed(project, directory / "ours", ROWS)
+        ours = stack.enter_context(sides.ours(project, directory / "ours"))
+        bare = stack.enter_context(sides.floor(project, directory / "bare"))
+        ours.wait()
+        bare.wait()
+        yield ours, bare
+
+
+def compare(result: Result, ours: list[Pressed], other: list[Pressed], against: str) -> None:
+    """The errors of both; rows come after them."""
+    result.errors += faults(OURS, ours) + faults(against, other)
+
+
+def rates(found: list[Pressed]) -> list[float]:
+    return [one.load.rate for one in found]
+
+
+def costs(found: list[Pressed]) -> list[float]:
+    return [one.cpu for one in found]
+
+
+def trivial(effort: Effort) -> Result:
+    """A route that does nothing, behind all that the chassis puts before it."""
+    result = Result()
+    with ours_and_floor() as (ours, bare):
+        require_stack(ours)
+        mine, theirs = interleave(
+            effort.pairs,
+            pressing(ours, "/trivial", effort.seconds),
+            pressing(bare, "/", effort.seconds),
+        )
+    compare(result, mine, theirs, BARE)
+    result.add(
+        "requests a second", "1/s", rates(mine), rates(theirs), BARE, Target("at least", 0.8)
+    )
+    result.add("CPU a request", "us", costs(mine), costs(theirs), BARE, Target("at most", 1.3))
+    return result
+
+
+def require_stack(server: Server) -> None:
+    """What the benchmark is about is switched on; otherwise it would measure nothing."""
+    answer = server.get("/trivial", {**EDGE, "Origin": "https://app.example.com"})
+    expected = {
+        "X-Request-ID": EDGE["X-Railway-Request-Id"],
+        "X-Content-Type-Options": "nosniff",
+        "Strict-Transport-Security": "max-age=31536000",
+        "Access-Control-Allow-Origin": "https://app.example.com",
+    }
+    missing = [name for name, value in expected.items() if answer.headers[name] != value]
+    if server.get("/trivial", {**EDGE, "Host": "elsewhere.example.com"}).status != 400:
+        missing.append("allowed hosts")
+    if server.get("/trivial", {**EDGE, "Content-Length": "9999999"}).status != 413:
+        missing.append("body limit")
+    log = server.log.read_text(encoding="utf-8")
+    if f'"request_id": "{EDGE["X-Railway-Request-Id"]}"' not in log or EDGE["X-Real-IP"] not in log:
+        missing.append("JSON log with the client")
+    if missing:
+        raise RuntimeError(f"Not active in the rendered project: {', '.join(missing)}")
+
+
+def health(effort: Effort) -> Result:
+    """The health route, with its proof of the database, against a route that does nothing."""
+    result = Result()
+    with ours_and_floor() as (ours, bare):
+        mine, theirs = interleave(
+            effort.pairs,
+            pressing(ours, "/health", effort.seconds),
+            pressing(bare, "/", effort.seconds),
+        )
+    compare(result, mine, theirs, BARE)
+    result.add(
+        "requests a second", "1/s", rates(mine), rates(theirs), BARE, Target("at least", 0.35)
+    )
+    result.add("CPU a request", "us", costs(mine), costs(theirs), BARE)
+    return result
+
+
+def counter(data: Path) -> int:
+    with closing(sqlite3.connect(data / "app.db")) as connection:
+        (text,) = connection.execute("SELECT text FROM notes WHERE id = 1").fetchone()
+        return int(text)
+
+
+def mixing(server: Server, data: Path, seconds: int) -> Callable[[], tuple[Pressed, int]]:
+    """The mixed load, and how many acknowledged increments the counter does not have.
+
+    Of those that wrk no longer waited for at its end nobody knows; they cannot hide a loss,
+    which shows in two clients that were answered with the same value.
+    """
+    measure = pressing(server, "/", seconds, "mixed", str(ROWS))
+
+    def counted() -> tuple[Pressed, int]:
+        before = counter(data)
+        found = measure()
+        time.sleep(0.5)  # what is under way still ends
+        missing = found.load.increments - (counter(data) - before)
+        return found, max(found.load.repeated, missing)
+
+    return counted
+
+
+def mixed(effort: Effort) -> Result:
+    """60 % read, 10 % list, 20 % insert, 10 % read-modify-write, from 32 clients."""
+    result = Result()
+    project = sides.project("default")
+    environment = sides.skeleton_environment(project)
+    with ExitStack() as stack:
+        directory = stack.enter_context(sides.workspace())
+        data = directory / "ours", directory / "skeleton"
+        for each in data:
+            sides.seed(project, each, ROWS)
+        ours = stack.enter_context(sides.ours(project, data[0]))
+        skeleton = stack.enter_context(sides.skeleton(environment, data[1]))
+        ours.wait()
+        skeleton.wait()
+        mine, theirs = interleave(
+            effort.pairs,
+            mixing(ours, data[0], effort.seconds),
+            mixing(skeleton, data[1], effort.seconds),
+        )
+    here, there = [one for one, _ in mine], [one for one, _ in theirs]
+    lost, lost_there = [float(n) for _, n in mine], [float(n) for _, n in theirs]
+    # what the other side gets wrong is its figure, not the run's fault
+    result.errors += faults(OURS, here)
+    if sum(lost):
+        result.errors.append(f"{OURS}: {sum(lost):.0f} updates lost")
+    result.add(
+        "requests a second", "1/s", rates(here), rates(there), SKELETON, Target("at least", 1.6)
+    )
+    result.add(
+        "99 % answered within",
+        "ms",
+        [one.load.p99 for one in here],
+        [one.load.p99 for one in there],
+        SKELETON,
+        Target("at most", 0.25),
+    )
+    result.add(
+        "memory (PSS)",
+        "MB",
+        [one.pss for one in here],
+        [one.pss for one in there],
+        SKELETON,
+        Target("at most", 0.25),
+    )
+    result.add("CPU a request", "us", costs(here), costs(there), SKELETON)
+    result.add("updates lost", "", lost, lost_there, SKELETON, Target("at most", 0, "value"))
+    errors = [[float(one.load.refused + one.load.broken) for one in side] for side in (here, there)]
+    result.add("errors", "", *errors, SKELETON, Target("at most", 0, "value"))
+    share = sum(lost_there) / max(sum(one.load.increments for one in there), 1)
+    result.notes.append(f"The usual skeleton lost {share:.0%} of its acknowledged updates.")
+    return result
+
+
+def inserts(effort: Effort) -> Result:
+    """Durable inserts through HTTP: against a bare route on raw SQLite, and a loop on this disk."""
+    result = Result()
+    raw = "bare route on raw SQLite"
+    with ours_and_floor() as (ours, bare), sides.workspace() as directory:
+        project = sides.cache() / "default"
+        sides.seed(project, bare.log.parent, ROWS)
+        path = sides.seed(project, directory / "loop", ROWS)
+        mine, theirs, loop = interleave(
+            effort.pairs,
+            pressing(ours, "/notes", effort.seconds, "insert"),
+            pressing(bare, "/notes", effort.seconds, "insert"),
+            lambda: loop_rate(path, effort.seconds / 2),
+        )
+    compare(result, mine, theirs, raw)
+    result.add("CPU an insert", "us", costs(mine), costs(theirs), raw, Target("at most", 1.5))
+    result.add("inserts a second", "1/s", rates(mine), rates(theirs), raw)
+    result.add("inserts a second", "1/s", rates(mine), loop, "loop in one process")
+    return result
+
+
+def loop_rate(path: Path, seconds: float) -> float:
+    """Commits a second, each of them durable."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous=FULL")
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT INTO notes (text, created_at) VALUES ('loop', '2026-01-31')")
+            connection.execute("COMMIT")
+            done += 1
+        return done / (time.perf_counter() - started)
+
+
+USD_A_MEGABYTE = 0.01
+"""A month of memory on Railway: 10 USD a GB."""
+
+
+def workers(effort: Effort) -> Result:
+    """1 to 4 workers under the mixed load, each against one."""
+    result = Result()
+    project = sides.project("default")
+    with ExitStack() as stack:
+        directory = stack.enter_context(sides.workspace())
+        loads = []
+        for number in range(1, 5):
+            data = directory / str(number)
+            sides.seed(project, data, ROWS)
+            server = stack.enter_context(sides.ours(project, data, WORKERS=str(number)))
+            server.wait()
+            loads.append(mixing(server, data, effort.seconds))
+        found = interleave(effort.pairs, *loads)
+    for number, runs in enumerate(found, 1):
+        result.errors += faults(f"{number} workers", [one for one, _ in runs])
+        if lost := sum(lost for _, lost in runs):
+            result.errors.append(f"{number} workers: {lost} updates lost")
+    one = [run for run, _ in found[0]]
+    for number, runs in enumerate(found, 1):
+        these = [run for run, _ in runs]
+        name = f"{number} worker{'s' if number > 1 else ''}"
+        figures = [
+            ("requests a second", "1/s", rates(these), rates(one)),
+            ("99 % within", "ms", [run.load.p99 for run in these], [run.load.p99 for run in one]),
+            ("memory (PSS)", "MB", [run.pss for run in these], [run.pss for run in one]),
+        ]
+        for what, unit, mine, theirs in figures:
+            pairs = (theirs, "1 worker") if number > 1 else ((), "")
+            result.add(f"{name}: {what}", unit, mine, *pairs)
+        cost = median(run.pss for run in these) * USD_A_MEGABYTE
+        result.notes.append(f"{name}: its memory costs {cost:.2f} USD a month.")
+    return result
+
+
+def rows(effort: Effort) -> Result:
+    """A database that has grown, against a small one."""
+    result = Result()
+    sizes = (10**3, 10**5, 10**6)[: 2 if effort.quick else 3]
+    kinds = {"read": 1 / 1.3, "list": 1 / 1.3, "insert": 1 / 1.3}
+    project = sides.project("default")
+    found: dict[str, list[list[Pressed]]] = {}
+    with ExitStack() as stack:
+        directory = stack.enter_context(sides.workspace())
+        servers = []
+        for size in sizes:
+            data = directory / str(size)
+            sides.seed(project, data, size)
+            servers.append(stack.enter_context(sides.ours(project, data)))
+            servers[-1].wait()
+        for kind in kinds:
+            loads = [
+                pressing(server, "/", effort.seconds, kind, str(size))
+                for server, size in zip(servers, sizes, strict=True)
+            ]
+            found[kind] = interleave(effort.pairs, *loads)
+    for kind, by_size in found.items():
+        for size, runs in zip(sizes, by_size, strict=True):
+            result.errors += faults(f"{kind} of {size} rows", runs)
+    for kind, (small, *others) in found.items():
+        for size, runs in zip(sizes[1:], others, strict=True):
+            target = Target("at least", round(kinds[kind], 3))
+            what = f"{kind}, {size:,} rows"
+            result.add(what, "1/s", rates(runs), rates(small), f"{sizes[0]:,} rows", target)
+    return result

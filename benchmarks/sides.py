@@ -108,6 +108,15 @@ def release(template: Path) -> None:
     commit(template, "Second release", "0.2.0")
 
 
+def render(directory: Path, *options: str | Path) -> None:
+    """A project from the working tree, over what is there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        template = copy_template(Path(temporary, "template"))
+        copier(
+            "copy", "-q", "--defaults", "--overwrite", *options, "-r", "0.1.0", template, directory
+        )
+
+
 def project(name: str, *answers: str, routes: bool = True) -> Path:
     """A project rendered from the working tree, installed as its Dockerfile does it.
 
@@ -125,12 +134,7 @@ def project(name: str, *answers: str, routes: bool = True) -> Path:
             shutil.rmtree(path)
         else:
             path.unlink()
-    options = [part for answer in answers for part in ("-d", answer)]
-    with tempfile.TemporaryDirectory() as temporary:
-        template = copy_template(Path(temporary, "template"))
-        copier(
-            "copy", "-q", "--defaults", "--overwrite", *options, "-r", "0.1.0", template, directory
-        )
+    render(directory, *(part for answer in answers for part in ("-d", answer)))
     if routes:
         add_routes(directory)
     uv("sync", "--no-dev", cwd=directory, UV_COMPILE_BYTECODE="1")

@@ -5,9 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import copying, image, report, serving, starting
+from benchmarks import copying, image, report, serving, soaking, starting, streaming
 from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
@@ -24,6 +25,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "copy": copying.copy,
     "update": copying.update,
     "fleet": copying.fleet,
+    "streams": streaming.streams,
+    "soak": soaking.soak,
     "image": image.image,
 }
 ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image"})
@@ -60,6 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="within two minutes; too short to be kept"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=Effort.minutes, metavar="N", help="how long a soak lasts"
+    )
     parser.add_argument("--list", action="store_true", help="the benchmarks, and end")
     parser.add_argument(
         "--draw", action="store_true", help="charts and tables from the results, and end"
@@ -76,10 +82,11 @@ def measure(options: argparse.Namespace) -> int:
     names = options.names or (CHEAP if options.quick else everything)
     if options.quick:
         print("Quick: few and short runs, whose figures are worth little. Nothing is kept.")
+    effort = replace(QUICK if options.quick else Effort(), minutes=options.minutes)
     found: dict[str, Result] = {}
     for name in names:
         started = time.monotonic()
-        found[name] = BENCHMARKS[name](QUICK if options.quick else Effort())
+        found[name] = BENCHMARKS[name](effort)
         print(report.as_text(name, found[name]), flush=True)
         print(f"{name}: {time.monotonic() - started:.0f} s\n", flush=True)
         if not options.quick or options.json:

@@ -1,12 +1,15 @@
 """The least that FastAPI costs: no middleware, no logs, and the driver without SQLAlchemy."""
 
+import asyncio
 import os
 import sqlite3
 import threading
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 
 app = FastAPI(openapi_url=None)
@@ -21,6 +24,12 @@ class Note(BaseModel):
 @app.get("/")
 async def trivial() -> dict[str, str]:
     return {"status": "ok"}
+
+
+@app.get("/waiting", response_class=EventSourceResponse)
+async def waiting() -> AsyncIterator[dict[str, str]]:
+    yield {"status": "open"}
+    await asyncio.Event().wait()
 
 
 @app.post("/notes", status_code=201)

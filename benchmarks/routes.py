@@ -1,6 +1,9 @@
 """What the benchmarks ask of a project, as its owner would write it: app/api/measured.py there."""
 
+import asyncio
+
 from app.chassis.database import Writer
+from app.chassis.streaming import Events, EventStream, ServerSentEvent
 from app.models import Note
 from fastapi import APIRouter, HTTPException
 
@@ -10,6 +13,17 @@ router = APIRouter()
 @router.get("/trivial")
 async def trivial() -> dict[str, str]:
     return {"status": "ok"}
+
+
+@router.get("/waiting")
+async def waiting() -> EventStream:
+    """A stream on which nothing happens but heartbeats."""
+    return EventStream(nothing())
+
+
+async def nothing() -> Events:
+    yield ServerSentEvent(data={"status": "open"})
+    await asyncio.Event().wait()
 
 
 @router.post("/counters/{note_id}/increment")

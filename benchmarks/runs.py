@@ -110,11 +110,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Effort:
-    """How many pairs, and how many seconds each load lasts."""
+    """How many pairs, how many seconds each load lasts, and how many minutes a soak does."""
 
     pairs: int = 5
     seconds: int = 4
     quick: bool = False
+    minutes: float = 10
 
 
 QUICK: Final = Effort(2, 2, quick=True)

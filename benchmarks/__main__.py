@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:10} {(benchmark.__doc__ or '').splitlines()[0]}")
         return 0
     if options.draw:
-        report.draw(report.load(options.json))
+        report.draw(report.load(options.json), BENCHMARKS)
         return 0
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         print(
@@ -85,14 +85,14 @@ def measure(options: argparse.Namespace) -> int:
     effort = replace(QUICK if options.quick else Effort(), minutes=options.minutes)
     found: dict[str, Result] = {}
     for name in names:
-        started = time.monotonic()
+        started, where = time.monotonic(), report.machine()
         found[name] = BENCHMARKS[name](effort)
         print(report.as_text(name, found[name]), flush=True)
         print(f"{name}: {time.monotonic() - started:.0f} s\n", flush=True)
         if not options.quick or options.json:
-            report.keep(name, found[name], options.json)
+            report.keep(name, found[name], options.json, where)
     if not options.quick and options.json is None:
-        report.draw(report.load())
+        report.draw(report.load(), BENCHMARKS)
     return 1 if any(result.errors for result in found.values()) else 0
 
 

@@ -1,15 +1,22 @@
 """Results as text, as JSON, and in the documentation."""
 
 import json
+import os
 import platform
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import charts
 from benchmarks.runs import Result, Row
 
 RESULTS = Path(__file__).with_name("results.json")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "performance.md"
+CHARTS_IN = DOCS / "charts"
+BEGIN, END = "<!-- results: python -m benchmarks --draw -->", "<!-- end of the results -->"
 
 
 def number(value: float) -> str:
@@ -75,17 +82,75 @@ def load(path: Path | None = None) -> dict[str, Any]:
     return stored
 
 
-def keep(name: str, result: Result, path: Path | None = None) -> None:
-    """Add it to the file, in the place of an earlier one of that name."""
-    stored = load(path)
-    stored[name] = {
+def machine() -> dict[str, str | int | float]:
+    """Where, with what, and beside which load a benchmark begins."""
+    names = (
+        line.partition(": ")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    )
+    return {
         "measured": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        **result.dump(),
+        "processor": next(names, platform.machine()),
+        "cores": os.cpu_count() or 1,
+        "load": round(os.getloadavg()[0], 2),
     }
+
+
+def keep(
+    name: str,
+    result: Result,
+    path: Path | None = None,
+    where: Mapping[str, str | int | float] | None = None,
+) -> None:
+    """Add it to the file, in the place of an earlier one of that name."""
+    stored = load(path)
+    stored[name] = {**(where or machine()), **result.dump()}
     text = json.dumps(stored, indent=1, ensure_ascii=False)
     (path or RESULTS).write_text(text + "\n", encoding="utf-8")
 
 
-def draw(stored: dict[str, Any]) -> None:
-    """The charts and the tables of the documentation."""
+def as_table(stored: dict[str, Any], names: Iterable[str]) -> str:
+    """Every row as Markdown, where it was measured, and what was not."""
+    table = [["Benchmark", *HEADINGS], ["---"] * (len(HEADINGS) + 1)]
+    for name in names:
+        if name in stored:
+            table += [[f"`{name}`", *cells(row)] for row in Result.load(stored[name]).rows]
+    lines = [*(f"| {' | '.join(row)} |" for row in table), ""]
+    if places := {place(stored[name]) for name in names if name in stored}:
+        lines += [f"Medians, with the lowest and highest. {'; '.join(sorted(places))}.", ""]
+    if absent := [f"`{name}`" for name in names if name not in stored]:
+        lines += [f"Not measured yet: {', '.join(absent)}.", ""]
+    return "\n".join(lines)
+
+
+def place(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{entry['measured']}: {entry.get('cores', '?')} cores ({entry.get('processor', '?')}), "
+        f"Python {entry['python']}"
+    )
+
+
+def loads(stored: dict[str, Any]) -> str:
+    """The machine's load when each benchmark began."""
+    found = [f"`{name}` {entry['load']:g}" for name, entry in stored.items() if "load" in entry]
+    return f"The machine's load before each: {', '.join(found)}.\n" if found else ""
+
+
+def pages(stored: dict[str, Any], names: Iterable[str]) -> dict[Path, str]:
+    """The charts, and the page with its table, as they have to be with these results."""
+    names = list(names)
+    results = {name: Result.load(stored[name]) for name in names if name in stored}
+    drawn = {CHARTS_IN / name: chart(results) for name, chart in charts.CHARTS.items()}
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    table = as_table(stored, names) + loads(stored)
+    return {**drawn, PAGE: f"{before}{BEGIN}\n\n{table}\n{END}{after}"}
+
+
+def draw(stored: dict[str, Any], names: Iterable[str]) -> None:
+    """The charts and the table of the documentation."""
+    CHARTS_IN.mkdir(exist_ok=True)
+    for path, text in pages(stored, names).items():
+        path.write_text(text, encoding="utf-8")

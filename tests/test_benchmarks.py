@@ -2,18 +2,27 @@
 
 import json
 import os
+import platform
+import random
+import resource
 import subprocess
 import sys
+import tarfile
+from collections import Counter
+from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import report
+from benchmarks import charts, image, report, soaking, streaming
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.load import Load
 from benchmarks.runs import Effort, Result, Target, interleave
 from benchmarks.serving import Pressed, faults
 from support import ROOT
+
+PACKAGES = "app/.venv/lib/python3.13/site-packages"
 
 
 def test_sides_take_turns() -> None:
@@ -101,6 +110,97 @@ def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     report.keep("some", result, tmp_path / "results.json")
     read = Result.load(report.load(tmp_path / "results.json")["some"])
     assert read == result
+
+
+def test_the_committed_charts_and_table_are_those_of_the_results() -> None:
+    for path, text in report.pages(report.load(), BENCHMARKS).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: python -m benchmarks --draw"
+
+
+def made() -> dict[str, Result]:
+    """Results with every chart's rows, one of them missed and one of them lost."""
+    mixed, workers, lost = Result(), Result(), Result(errors=["a run"])
+    mixed.add("requests a second", "1/s", [300], [100], "other", Target("at least", 2))
+    mixed.add("memory (PSS)", "MB", [80], [100], "other", Target("at most", 0.25))
+    workers.add("1 worker: requests a second", "1/s", [301])
+    lost.add("requests <a second>", "1/s", [302], [100], "other", Target("at least", 2))
+    return {"mixed": mixed, "workers": workers, "trivial": lost}
+
+
+def test_charts_show_what_is_met_and_missed_and_nothing_lost() -> None:
+    drawn = {name: chart(made()) for name, chart in charts.CHARTS.items()}
+    for chart in drawn.values():
+        ElementTree.fromstring(chart)
+        assert "prefers-color-scheme:dark" in chart
+        assert "Not measured" not in chart
+    assert "302" not in "".join(drawn.values())
+    assert all(text in drawn["skeleton.svg"] for text in (">300<", ">100<", ">80<"))
+    assert ">301<" in drawn["workers.svg"]
+    assert drawn["targets.svg"].count('class="ours"') == 1
+    assert drawn["targets.svg"].count('class="missed"') == 1
+    assert ">1.5<" in drawn["targets.svg"]
+    assert ">0.312<" in drawn["targets.svg"]
+
+
+def test_the_table_says_where_and_what_is_not_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "results.json"
+    for name, result in made().items():
+        report.keep(name, result, kept)
+    stored = report.load(kept)
+    table = report.as_table(stored, ["mixed", "trivial", "soak"])
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {7}
+    assert [row[-1].removesuffix(" |") for row in rows[2:]] == [
+        "met",
+        "missed",
+        "lost: a run saw an error",
+    ]
+    assert "Not measured yet: `soak`" in table
+    assert f"Python {platform.python_version()}" in table
+    assert "`mixed`" in report.loads(stored)
+
+
+def test_too_few_open_files_are_the_reason() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 2**30
+    with (
+        pytest.raises(OSError, match=f"only {hard} open files"),
+        streaming.files_allowed(hard + 1),
+    ):
+        pass
+
+
+def test_a_soak_is_a_day_with_a_request_a_second() -> None:
+    assert soaking.RATE * Effort().minutes * 60 == 24 * 60 * 60
+    chance = random.Random(1)
+    sent = Counter(soaking.one_of_the_mix(chance).split()[0] for _ in range(1000))
+    assert 650 < sent[b"GET"] < 750
+
+
+def test_layers_are_measured_packed_and_unpacked(tmp_path: Path) -> None:
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in (f"{PACKAGES}/some/a.py", f"{PACKAGES}/some/a.pyc", "etc/passwd"):
+            member = tarfile.TarInfo(name)
+            member.size = 1000
+            archive.addfile(member, BytesIO(bytes(1000)))
+    layer = {
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": "sha256:layer",
+        "size": len(packed.getvalue()),
+    }
+    blobs = tmp_path / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    (blobs / "layer").write_bytes(packed.getvalue())
+    (blobs / "manifest").write_text(json.dumps({"layers": [layer]}))
+    index = {"manifests": [{"digest": "sha256:manifest"}]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+
+    (found,) = image.layers(tmp_path)
+
+    assert (found.packed, found.unpacked, found.bytecode) == (layer["size"], 3000, 1000)
+    assert found.parts == {"some": 2000, "etc/passwd": 1000}
 
 
 def test_an_unknown_name_is_one_line() -> None:

@@ -71,7 +71,7 @@ def create_application(
     app.state.settings = settings
     app.state.database = database
     checks = {**monitor.health_checks, **(health_checks or {})}
-    app.include_router(health.make_router(settings, database.file, checks))
+    health.add_routes(app, settings, database.file, checks)
     add_error_handlers(app)
     features.install(app, settings)
     # The last one added is the first to see a request.

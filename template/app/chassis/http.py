@@ -6,9 +6,9 @@ Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the wa
 
 import ipaddress
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.chassis.logs import request_id
+from app.chassis.logs import RequestRecord, request_id
 from app.chassis.settings import ChassisSettings
 
 logger = logging.getLogger("app.request")
@@ -51,7 +51,8 @@ class Gate:
         self.is_allowed = host_test(settings.allowed_hosts)
         # The documentation pages load scripts from elsewhere.
         self.policy = [] if settings.docs_enabled else [CONTENT_POLICY]
-        self.https_headers = [TRANSPORT_SECURITY] if settings.production else []
+        self.headers = SECURITY_HEADERS
+        self.https_headers = (*SECURITY_HEADERS, *[TRANSPORT_SECURITY] * settings.production)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -69,20 +70,18 @@ class Gate:
         started = time.perf_counter()
         identifier = choose_request_id(found.get(b"x-railway-request-id"))
         token = request_id.set(identifier)
-        response = [(b"x-request-id", identifier.encode()), *SECURITY_HEADERS]
-        if scope["scheme"] == "https":
-            response += self.https_headers
+        headers = self.https_headers if scope["scheme"] == "https" else self.headers
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), *response]
+                own = message.get("headers", ())
+                message["headers"] = [*own, (b"x-request-id", identifier.encode()), *headers]
                 # a page that is served here says itself what it may load
-                if not any(name == b"content-security-policy" for name, _ in headers):
-                    headers += self.policy
-                message["headers"] = headers
+                if CONTENT_POLICY[0] not in dict(own):
+                    message["headers"] += self.policy
             await send(message)
 
         try:
@@ -184,7 +183,7 @@ def choose_request_id(given: bytes | None) -> str:
     """The edge's id for the request if it has one that is safe to log, else a new one."""
     if given and REQUEST_ID_FORM.fullmatch(given):
         return given.decode()
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
 
 
 def is_address(value: str) -> bool:
@@ -238,19 +237,14 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
     client = scope["client"]
+    method = scope["method"]
     path = scope["raw_path"].decode("latin-1")  # still encoded: it cannot break the line
     duration = round(seconds * 1000, 2)
-    logger.info(
-        "%s %s %d %.1f ms",
-        scope["method"],
-        path,
-        status,
-        duration,
-        extra={
-            "method": scope["method"],
-            "path": path,
-            "status": status,
-            "duration_ms": duration,
-            "client": client[0] if client else "",
-        },
-    )
+    fields = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "duration_ms": duration,
+        "client": client[0] if client else "",
+    }
+    logger.handle(RequestRecord(logger.name, f"{method} {path} {status} {duration:.1f} ms", fields))

@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -225,6 +226,29 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
         "slow": {"status": "failed", "message": "no answer within 0 s"},
         "broken": {"status": "failed", "message": "the check itself failed"},
     }
+
+
+def test_many_who_ask_at_once_share_a_proof(settings: Settings) -> None:
+    made: list[int] = []
+
+    async def count() -> Details:
+        made.append(1)
+        await asyncio.sleep(0.05)
+        return {"made": len(made)}
+
+    make_database(settings.database_path)
+    app = create_application(settings, health_checks={"count": count})
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answers = await asyncio.gather(*[client.get("/health") for _ in range(20)])
+            answers.append(await client.get("/health"))
+        return [answer.json()["checks"]["count"]["details"]["made"] for answer in answers]
+
+    numbers = asyncio.run(ask())
+    assert set(numbers[:-1]) <= {1, 2}
+    assert numbers[-1] == len(made) <= 3
 
 
 def test_live_needs_no_database(client: TestClient, settings: Settings) -> None:

@@ -2,6 +2,9 @@
 """Who is calling, what is let in, and what an answer carries."""
 
 import json
+import logging
+import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,6 +181,25 @@ def test_every_line_of_a_request_carries_its_id(
     assert access["client"] == STRANGER[0]
     assert access["duration_ms"] >= 0
     assert "hunter3" not in json.dumps([error, access])
+
+
+def test_the_line_of_a_request_is_a_record_like_any_other(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever brings a formatter or handler of their own finds what every record has."""
+    app = make_app(settings)
+    requests = logging.getLogger("app.request")
+    requests.addHandler(caplog.handler)
+    try:
+        caller(app).get("/whoami")
+    finally:
+        requests.removeHandler(caplog.handler)
+    (record,) = caplog.records
+    assert vars(record).keys() >= vars(logging.makeLogRecord({})).keys()
+    assert (record.levelno, record.process) == (logging.INFO, os.getpid())
+    assert abs(record.created - time.time()) < 60
+    form = "%(asctime)s %(levelname)s %(threadName)s %(lineno)d %(path)s %(message)s"
+    assert "INFO MainThread 0 /whoami GET /whoami 200 " in logging.Formatter(form).format(record)
 
 
 def test_an_error_carries_no_internals(settings: Settings) -> None:

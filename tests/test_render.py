@@ -375,4 +375,4 @@ def test_the_platform_asks_the_health_route(render: Render) -> None:
     asked = load_json(project / "railway.json")["deploy"]["healthcheckPath"]
 
     health = (project / "app" / "chassis" / "health.py").read_text(encoding="utf-8")
-    assert f'APIRouter(prefix="{asked}"' in health
+    assert f'app.add_route("{asked}", health, ' in health

@@ -357,7 +357,11 @@ def test_update_refuses_nixpacks_with_python_3_14(
     ],
 )
 @pytest.mark.parametrize(
-    "command", [["update"], ["recopy", "--overwrite"]], ids=["update", "recopy"]
+    "command",
+    [
+        pytest.param(["update"], id="update"),
+        pytest.param(["recopy", "--overwrite"], marks=pytest.mark.long, id="recopy"),
+    ],
 )
 def test_a_wrong_record_is_refused(
     command: list[str],

@@ -170,6 +170,7 @@ def test_files_are_lint_free(project: Project) -> None:
     lint(project.path)
 
 
+@pytest.mark.long
 def test_second_render_is_equal(project: Project, template: Path, tmp_path: Path) -> None:
     data = {"project_name": "Billing API", **project.answers}
     copier.run_copy(str(template), tmp_path / "again", data=data, defaults=True, quiet=True)

@@ -318,7 +318,9 @@ def chassis_edited(project: Path) -> None:
     """What the files' first lines advise against."""
     health = project / "app/chassis/health.py"
     replace(health, "CHECK_TIMEOUT: Final = 3.0", "CHECK_TIMEOUT: Final = 8.0")
-    replace(health, "import anyio.to_thread\n", "import anyio.from_thread\nimport anyio.to_thread\n")
+    replace(
+        health, "import anyio.to_thread\n", "import anyio.from_thread\nimport anyio.to_thread\n"
+    )
     replace(health, "import inspect\n", "import contextlib\nimport inspect\n")
     append(health, '\n\ndef ready() -> bool:\n    """Ours."""\n    return True\n')
 

@@ -69,7 +69,9 @@ class Row:
     @classmethod
     def load(cls, stored: dict[str, Any]) -> "Row":
         target = stored.get("target")
-        return cls(**{**stored, "target": Target(**target) if target else None})
+        # what is empty is not kept
+        empty: dict[str, Any] = {"unit": "", "ours": []}
+        return cls(**{**empty, **stored, "target": Target(**target) if target else None})
 
 
 @dataclass

@@ -228,3 +228,9 @@ def test_a_quick_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(json.loads(kept.read_text())) == {"copy", "trivial"}
+
+
+def test_a_row_without_a_unit_is_read_as_it_was_kept() -> None:
+    result = Result()
+    result.add("updates lost", "", [0, 0], [3, 4], "skeleton", Target("at most", 0, "value"))
+    assert Result.load(result.dump()) == result

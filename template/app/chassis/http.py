@@ -6,7 +6,7 @@ Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the wa
 
 import ipaddress
 import logging
-import random
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -183,7 +183,7 @@ def choose_request_id(given: bytes | None) -> str:
     """The edge's id for the request if it has one that is safe to log, else a new one."""
     if given and REQUEST_ID_FORM.fullmatch(given):
         return given.decode()
-    return f"{random.getrandbits(128):032x}"
+    return os.urandom(16).hex()
 
 
 def is_address(value: str) -> bool:

@@ -40,6 +40,7 @@ class RequestRecord(logging.LogRecord):
             "process": os.getpid(),  # not that of gunicorn's first process
             "created": now,
             "msecs": now % 1 * 1000,
+            "relativeCreated": BLANK["relativeCreated"] + (now - BLANK["created"]) * 1000,
             "fields": fields,
             **fields,
         }

@@ -198,6 +198,7 @@ def test_the_line_of_a_request_is_a_record_like_any_other(
     assert vars(record).keys() >= vars(logging.makeLogRecord({})).keys()
     assert (record.levelno, record.process) == (logging.INFO, os.getpid())
     assert abs(record.created - time.time()) < 60
+    assert abs(record.relativeCreated - logging.makeLogRecord({}).relativeCreated) < 60_000
     form = "%(asctime)s %(levelname)s %(threadName)s %(lineno)d %(path)s %(message)s"
     assert "INFO MainThread 0 /whoami GET /whoami 200 " in logging.Formatter(form).format(record)
 

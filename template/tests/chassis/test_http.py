@@ -182,21 +182,27 @@ def test_every_line_of_a_request_carries_its_id(
     assert "hunter3" not in json.dumps([error, access])
 
 
-def test_the_line_of_a_request_is_a_record_like_any_other(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_line_of_a_request_is_a_record_like_any_other(settings: Settings) -> None:
     """Whoever brings a formatter or handler of their own finds what every record has."""
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    kept: list[logging.LogRecord] = []
+    keep = Keep()
     app = make_app(settings)
     requests = logging.getLogger("app.request")
-    requests.addHandler(caplog.handler)
+    requests.addHandler(keep)
     before = logging.makeLogRecord({})
     try:
         caller(app).get("/whoami")
     finally:
-        requests.removeHandler(caplog.handler)
+        requests.removeHandler(keep)
     after = logging.makeLogRecord({})
-    (record,) = caplog.records
-    assert vars(record).keys() >= vars(logging.makeLogRecord({})).keys()
+
+    (record,) = kept
+    assert vars(record).keys() >= vars(before).keys()
     assert (record.levelno, record.process) == (logging.INFO, os.getpid())
     for moment in ("created", "relativeCreated"):
         assert getattr(before, moment) <= getattr(record, moment) <= getattr(after, moment)

@@ -78,19 +78,29 @@ def costs(found: list[Pressed]) -> list[float]:
 
 def trivial(effort: Effort) -> Result:
     """A route that does nothing, behind all that the chassis puts before it."""
+    least, most = Target("at least", 0.8), Target("at most", 1.3)
+    return beside_bare("/trivial", effort, least, most, require=require_stack)
+
+
+def beside_bare(
+    path: str,
+    effort: Effort,
+    rate: Target,
+    cost: Target | None = None,
+    require: Callable[[Server], None] = lambda _: None,
+) -> Result:
+    """A route of ours against a bare one, once the server is as required."""
     result = Result()
     with ours_and_floor() as (ours, bare):
-        require_stack(ours)
+        require(ours)
         mine, theirs = interleave(
             effort.pairs,
-            pressing(ours, "/trivial", effort.seconds),
+            pressing(ours, path, effort.seconds),
             pressing(bare, "/", effort.seconds),
         )
     compare(result, mine, theirs, BARE)
-    result.add(
-        "requests a second", "1/s", rates(mine), rates(theirs), BARE, Target("at least", 0.8)
-    )
-    result.add("CPU a request", "us", costs(mine), costs(theirs), BARE, Target("at most", 1.3))
+    result.add("requests a second", "1/s", rates(mine), rates(theirs), BARE, rate)
+    result.add("CPU a request", "us", costs(mine), costs(theirs), BARE, cost)
     return result
 
 
@@ -117,19 +127,7 @@ def require_stack(server: Server) -> None:
 
 def health(effort: Effort) -> Result:
     """The health route, with its proof of the database, against a route that does nothing."""
-    result = Result()
-    with ours_and_floor() as (ours, bare):
-        mine, theirs = interleave(
-            effort.pairs,
-            pressing(ours, "/health", effort.seconds),
-            pressing(bare, "/", effort.seconds),
-        )
-    compare(result, mine, theirs, BARE)
-    result.add(
-        "requests a second", "1/s", rates(mine), rates(theirs), BARE, Target("at least", 0.35)
-    )
-    result.add("CPU a request", "us", costs(mine), costs(theirs), BARE)
-    return result
+    return beside_bare("/health", effort, Target("at least", 0.35))
 
 
 def counter(data: Path) -> int:

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fleet import collect
-from fleet.collect import Fleet, count
 from fleet.errors import FleetError
 from fleet.git import isolate
-from fleet.model import Findings, Update
+from fleet.model import Findings
 from fleet.services import find
 from fleet.show import show, write_csv
-from fleet.templates import find_template
+from fleet.templates import Fleet, find_template
 
 if TYPE_CHECKING:
-    from fleet.attempt import Job
+    pass
 
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 at least one service is not: it cannot be read or dealt with, "
@@ -187,31 +186,11 @@ def update(
     trust: Trust = False,
 ) -> None:
     """Update each on a new branch, unless that conflicts or its tests fail. Never pushes."""
-    from fleet.prepare import Wanted, in_each
-    from fleet.update import UpdateJob, branch_name, check_test
-    from fleet.update import update as update_service
+    from fleet.update import check_test
 
     check_test(test)
-
-    def order(job: "Job") -> UpdateJob:
-        return UpdateJob(job, branch or branch_name(job.step.name), None if no_test else test)
-
     fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
-    items = in_each(
-        fleet.services,
-        fleet.template,
-        Wanted(to, release_only=True),
-        order,
-        update_service,
-        Update,
-        jobs=fleet.jobs,
-        label="Updating",
-        trust=fleet.trust,
-    )
-    done = {name: sum(item.outcome == name for item in items) for name in OUTCOMES}
-    summary = f"{count(items)}: {', '.join(f'{n} {name}' for name, n in done.items() if n)}"
-    ok = not done["failed"] and not done["refused"]
-    finish(Findings("update", items, ok, summary, collect.target(items) or to), as_json)
+    finish(collect.update(fleet, to, branch=branch, test=None if no_test else test), as_json)
 
 
 @app.command(epilog=REPORT_CODES)
@@ -260,9 +239,6 @@ def report(
     )
     write(out, render(overview.document()))
     print(f"{out}: {overview.summary()}")
-
-
-OUTCOMES = ("updated", "current", "failed", "refused")
 
 
 def fleet_of(

@@ -1,28 +1,19 @@
 """What several commands find out, each in one place. Copier is imported where it is needed only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.inventory import take
-from fleet.model import Drift, Findings, Forecast, Inventory, Item, Policy, Service, Update
+from fleet.model import Drift, Findings, Forecast, Inventory, Item, Policy, Update
 from fleet.policy import Rule, judge, require_known
-from fleet.templates import Catalogue, Ownership, Template, questions, read_ownership
+from fleet.templates import Catalogue, Fleet, Ownership, questions, read_ownership
 
 if TYPE_CHECKING:
     from fleet.attempt import Job
 
-
-@dataclass(frozen=True)
-class Fleet:
-    """The services, and the template of whoever asks."""
-
-    services: Sequence[Service]
-    template: Template | None
-    jobs: int
-    trust: bool = False
+OUTCOMES = ("updated", "current", "failed", "refused")
 
 
 def inventory(fleet: Fleet, catalogue: Catalogue | None = None) -> Findings[Inventory]:
@@ -41,17 +32,8 @@ def drift(fleet: Fleet, owned: Ownership) -> Findings[Drift]:
     from fleet.drift import DriftJob, examine
     from fleet.prepare import Wanted, in_each
 
-    items = in_each(
-        fleet.services,
-        fleet.template,
-        Wanted(stay=True),
-        partial(DriftJob, ownership=owned),
-        examine,
-        Drift,
-        jobs=fleet.jobs,
-        label="Comparing",
-        trust=fleet.trust,
-    )
+    compare = partial(DriftJob, ownership=owned)
+    items = in_each(fleet, Wanted(stay=True), compare, examine, Drift, "Comparing")
     problems = broken(items)
     differing = sum(bool(item.changed or item.missing) for item in items)
     summary = f"{count(items)}, {differing} with drift, {problems} with problems"
@@ -75,19 +57,29 @@ def forecast(fleet: Fleet, to: str | None) -> Findings[Forecast]:
     from fleet.forecast import decide, predict
     from fleet.prepare import Wanted, in_each
 
-    items = in_each(
-        fleet.services,
-        fleet.template,
-        Wanted(to, working_tree=True),
-        same,
-        predict,
-        Forecast,
-        jobs=fleet.jobs,
-        label="Forecasting",
-        trust=fleet.trust,
-    )
+    wanted = Wanted(to, working_tree=True)
+    items = in_each(fleet, wanted, same, predict, Forecast, "Forecasting")
     ok, summary = decide(items)
     return Findings("forecast", items, ok, summary, target(items) or to)
+
+
+def update(
+    fleet: Fleet, to: str | None, *, branch: str | None, test: str | None
+) -> Findings[Update]:
+    """Updates each on a new branch; `test` is a command that has to succeed, if there is one."""
+    from fleet.prepare import Wanted, in_each
+    from fleet.update import UpdateJob, branch_name
+    from fleet.update import update as update_service
+
+    def order(job: "Job") -> UpdateJob:
+        return UpdateJob(job, branch or branch_name(job.step.name), test)
+
+    wanted = Wanted(to, release_only=True)
+    items = in_each(fleet, wanted, order, update_service, Update, "Updating")
+    done = {name: sum(item.outcome == name for item in items) for name in OUTCOMES}
+    summary = f"{count(items)}: {', '.join(f'{n} {name}' for name, n in done.items() if n)}"
+    ok = not done["failed"] and not done["refused"]
+    return Findings("update", items, ok, summary, target(items) or to)
 
 
 def target(items: Sequence[Forecast] | Sequence[Update]) -> str | None:

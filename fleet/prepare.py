@@ -1,7 +1,7 @@
 """From services to jobs: open each, read its answers, and check out the template's commits."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fleet.errors import ServiceError
 from fleet.model import Item, Service
 from fleet.releases import recognize
 from fleet.services import open_repository, read_answers, top, where
-from fleet.templates import Commits, Step, Template, relative_hint
+from fleet.templates import Commits, Fleet, Step, relative_hint
 
 Result = TypeVar("Result", bound=Item)
 Task = TypeVar("Task")
@@ -38,26 +38,22 @@ class Wanted:
 
 
 def in_each(
-    services: Sequence[Service],
-    template: Template | None,
+    fleet: Fleet,
     wanted: Wanted,
     make: Callable[[Job], Task],
     function: Callable[[Task], Result],
     kind: type[Result],
-    *,
-    jobs: int,
     label: str,
-    trust: bool,
 ) -> list[Result]:
     """Do something with each service that can be opened; the others get their reason."""
     with workspace() as directory:
-        prepared = prepare(services, template, wanted, directory, jobs=jobs, trust=trust)
+        prepared = prepare(fleet, wanted, directory)
         ready = [number for number, job in enumerate(prepared) if isinstance(job, Job)]
         tasks = [make(job) for job in prepared if isinstance(job, Job)]
-        results = parallel.run(function, tasks, processes=jobs, label=label)
+        results = parallel.run(function, tasks, processes=fleet.jobs, label=label)
     done: dict[int, Result | ServiceError] = dict(zip(ready, results, strict=True))
     items = []
-    for number, (service, job) in enumerate(zip(services, prepared, strict=True)):
+    for number, (service, job) in enumerate(zip(fleet.services, prepared, strict=True)):
         result = done.get(number, job)
         if isinstance(result, kind):
             items.append(result)
@@ -72,24 +68,19 @@ def workspace() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def prepare(
-    services: Sequence[Service],
-    template: Template | None,
-    wanted: Wanted,
-    directory: Path,
-    *,
-    jobs: int,
-    trust: bool,
-) -> list[Job | ServiceError]:
+def prepare(fleet: Fleet, wanted: Wanted, directory: Path) -> list[Job | ServiceError]:
     commits = Commits(
-        directory, template, working_tree=wanted.working_tree, release_only=wanted.release_only
+        directory,
+        fleet.template,
+        working_tree=wanted.working_tree,
+        release_only=wanted.release_only,
     )
-    if template and not wanted.stay:
+    if fleet.template and not wanted.stay:
         commits.require_target(wanted.to)
-    with ThreadPoolExecutor(jobs) as pool:
-        opened = list(pool.map(read, services))
+    with ThreadPoolExecutor(fleet.jobs) as pool:
+        opened = list(pool.map(read, fleet.services))
     prepared: list[Job | ServiceError] = []
-    for service, found in zip(services, opened, strict=True):
+    for service, found in zip(fleet.services, opened, strict=True):
         if isinstance(found, ServiceError):
             prepared.append(found)
             continue
@@ -105,7 +96,7 @@ def prepare(
                     answers=answers,
                     version=version or str(answers["_commit"]),
                     step=step,
-                    trust=trust,
+                    trust=fleet.trust,
                     workspace=directory,
                 )
             )

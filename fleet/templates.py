@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fleet.errors import FleetError, ServiceError
 from fleet.git import commit_of, git
-from fleet.model import Release
+from fleet.model import Release, Service
 from fleet.releases import as_version, final, read_releases, tagged_releases
 from fleet.services import cache, is_url, shown
 
@@ -28,6 +28,16 @@ class Template:
 
     address: str
     addresses: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The services, and the template of whoever asks."""
+
+    services: Sequence[Service]
+    template: Template | None
+    jobs: int
+    trust: bool = False
 
 
 def find_template(given: str | None, further: Sequence[str] = ()) -> Template | None:

@@ -3,11 +3,12 @@
 import asyncio
 
 from app.chassis.database import Writer
+from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import Events, EventStream, ServerSentEvent
 from app.models import Note
 from fastapi import APIRouter, HTTPException
 
-router = APIRouter()
+router = APIRouter(route_class=DatabaseRoute)
 
 
 @router.get("/trivial")

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from app.chassis.database import Database, Reader, Writer
+from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
 from app.chassis.times import UtcTime
 from app.models import Note
 
-router = APIRouter(prefix="/notes", tags=["notes"])
+router = APIRouter(prefix="/notes", tags=["notes"], route_class=DatabaseRoute)
 
 POLL_SECONDS = 1.0
 PAGE = 100

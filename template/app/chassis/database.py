@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """SQLite behind SQLAlchemy: many readers and one writer on one file.
 
-Sessions are synchronous and belong in `def` routes, which FastAPI runs in threads:
-SQLite has no network to wait for, and this is faster than an asynchronous driver.
-A route asks for `Reader` or `Writer`, so its signature says what it may do.
+Sessions are synchronous and belong in `def` routes, which run in threads: SQLite has no
+network to wait for, and this is faster than an asynchronous driver. A route asks for
+`Reader` or `Writer`, so its signature says what it may do; see app/chassis/routing.py.
 """
 
 import errno
@@ -11,10 +11,11 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -25,17 +26,27 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
+from app.chassis.threads import Threads, Work, call_each
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 READERS: Final = 4
 """Routes that read at once: more do not read faster, and leave the writer less of the CPU.
 
-Code that reads outside of a route, as streams do, may have as many connections again.
+Routes that are not a DatabaseRoute may have as many connections again, and so may code outside
+of a route, as streams are.
 """
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for the write lock, in this process and between processes."""
+
+GROUP: Final = 64
+"""Routes that write in one transaction at most."""
+
+GROUP_SECONDS: Final = 0.02
+"""Seconds after which such a transaction takes in no other: those in it wait for the commit."""
 
 WRITER_POLL: Final = 0.005
 """Seconds that SQLite itself waits for the write lock before this module tries again."""
@@ -160,78 +171,141 @@ class Database:
         self.writer_engine = writer_engine(self.file, synchronous)
         self.read = sessionmaker(self.reader_engine, expire_on_commit=False)
         self._write = sessionmaker(self.writer_engine, expire_on_commit=False)
-        self._readers = anyio.Semaphore(READERS, fast_acquire=True)
-        self._writers = anyio.Semaphore(1, fast_acquire=True)
+        self._readers = Threads("database-reader", DatabaseBusyError, most=READERS)
+        self._writer = Threads(
+            "database-writer", DatabaseBusyError, do=self._write_together, at_once=GROUP
+        )
+        self._open_readers = anyio.Semaphore(READERS, fast_acquire=True)
+        self._writer_options = lru_cache(self.writer_engine.execution_options)
         self._commits = anyio.CapacityLimiter(1)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A writing session for code outside of the server: committed at the end.
 
-        In the server use `writing`: a thread that waits here is one that routes cannot have.
+        In the server use `run_writing`: a thread that waits here is one that routes cannot have.
         """
         with self._write.begin() as session:
             yield session
         self.file.require()
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Session]:
-        """A route's reading session: one consistent view, and writing is refused.
+    async def run_reading(self, function: Callable[[Session], Result]) -> Result:
+        """Call a function with a reading session, both in one thread.
 
         Raises:
             DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
         """
-        async with turn(self._readers):
-            # Nothing here waits: a session connects at its first statement, and ending a
-            # read transaction touches no disk.
-            with self.read() as session:
-                yield session
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Session]:
-        """A route's writing session, committed when the route returns.
+        def read(_: float) -> Result:
+            with self.read() as session:
+                return function(session)
+
+        return await self._readers.run(read, BUSY_TIMEOUT)
+
+    async def run_writing(self, function: Callable[[Session], Result]) -> Result:
+        """Call a function with a writing session and commit it, all in one thread.
+
+        Those that wait for the writer share a transaction, and so the wait for the disk; each
+        is behind a savepoint of its own, and has its result when all are committed.
 
         Raises:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
         """
-        async with turn(self._writers) as left:
-            # one wait for both: a writer before this one may have spent it on the lock
-            engine = self.writer_engine.execution_options(busy_timeout=left)
-            with self._write(bind=engine) as session:
+
+        def write(bind: Engine | Connection) -> Result:
+            with self._write(bind=bind, join_transaction_mode="create_savepoint") as session:
+                result = function(session)
+                session.commit()
+            return result
+
+        return await self._writer.run(write, BUSY_TIMEOUT, groups=True)
+
+    def _write_together(self, works: Sequence[Work[Any]]) -> None:
+        """In the writer's thread: as few transactions as it takes."""
+        if not works[0].groups:
+            call_each(works)
+            return
+        while works:
+            works = works[self._transact(works) :]
+
+    def _transact(self, works: Sequence[Work[Any]]) -> int:
+        """One transaction with at least one of the works; how many, from the first, are settled."""
+        begun = 0
+        until = time.monotonic() + GROUP_SECONDS
+        # one wait for the turn and for the lock: the first has waited the longest
+        engine = self._writer_waiting(works[0].left)
+        try:
+            if len(works) == 1:
+                begun = 1
+                works[0].call(engine)
+            else:
+                with engine.connect() as connection, connection.begin():
+                    while begun < len(works) and (not begun or time.monotonic() < until):
+                        work = works[begun]
+                        begun += 1
+                        work.call(connection)
+                        if not in_transaction(connection):
+                            # as a full disk does: it has undone everything
+                            raise work.error or DatabaseBusyError
+            self.file.require()
+        except Exception as error:
+            # of these nothing is in the database; without a lock, nobody but the first knows yet
+            begun = max(begun, 1)
+            for work in works[:begun]:
+                work.error = work.error or error
+        return begun
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Session]:
+        """A reading session for as long as a coroutine needs it: one consistent view.
+
+        Raises:
+            DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
+        """
+        try:
+            with anyio.fail_after(BUSY_TIMEOUT):
+                await self._open_readers.acquire()
+        except TimeoutError:
+            raise DatabaseBusyError from None
+        try:
+            # Nothing here waits: a session connects at its first statement, and ending a
+            # read transaction touches no disk.
+            with self.read() as session:
+                yield session
+        finally:
+            self._open_readers.release()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Session]:
+        """A writing session for as long as a coroutine needs it, committed at the end.
+
+        Raises:
+            DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
+        """
+        async with self._writer.held(BUSY_TIMEOUT) as left:
+            with self._write(bind=self._writer_waiting(left)) as session:
                 yield session
                 await anyio.to_thread.run_sync(session.commit, limiter=self._commits)
         self.file.require()
 
+    def _writer_waiting(self, seconds: float) -> Engine:
+        """The writer's engine, to wait so long for the lock."""
+        return self._writer_options(busy_timeout=round(seconds, 1))
+
     def dispose(self) -> None:
         """Close the pooled connections."""
+        self._readers.close()
+        self._writer.close()
         self.reader_engine.dispose()
         self.writer_engine.dispose()
         self.file.close()
-
-
-@asynccontextmanager
-async def turn(semaphore: anyio.Semaphore) -> AsyncIterator[float]:
-    """Wait for a session in the event loop, and tell how much of BUSY_TIMEOUT is left.
-
-    In threads, those who wait for a connection would keep the threads from those who have
-    one and need a thread to finish.
-    """
-    try:
-        with anyio.fail_after(BUSY_TIMEOUT) as waiting:
-            await semaphore.acquire()
-    except TimeoutError:
-        raise DatabaseBusyError from None
-    try:
-        yield max(0.0, waiting.deadline - anyio.current_time())
-    finally:
-        semaphore.release()
 
 
 def reader_engine(file: DatabaseFile) -> Engine:
     """Connections that see one consistent state each, and refuse to write."""
     pragmas = {"foreign_keys": "ON", "query_only": "ON"}
     return make_engine(
-        file, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
+        file, "BEGIN", pragmas, size=READERS, overflow=2 * READERS, busy_timeout=BUSY_TIMEOUT
     )
 
 
@@ -325,6 +399,12 @@ def begin_when_free(connection: Connection, statement: str) -> None:
             raise exc.DatabaseError(statement, None, error) from error
         time.sleep(0.001)
     cursor.close()
+
+
+def in_transaction(connection: Connection) -> bool:
+    """Whether SQLite is, whatever SQLAlchemy believes."""
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.in_transaction)
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -1,24 +1,27 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
 """What the two engines promise: nothing lost, nobody locked out, no file made by accident."""
 
+import asyncio
 import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.chassis import database as chassis
 from app.chassis.backup import copy_database
 from app.chassis.database import Database, DatabaseBusyError, Reader, Writer
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import open_database, sqlite3
 from app.main import create_app
 from app.settings import Settings
 
@@ -303,3 +306,132 @@ def test_writers_of_one_process_take_turns(database: Database) -> None:
     assert inside.wait(5)
     increment(database)
     thread.join()
+
+
+@pytest.fixture
+def commits(database: Database) -> list[float]:
+    made: list[float] = []
+    event.listen(database.writer_engine, "commit", lambda _: made.append(time.monotonic()))
+    return made
+
+
+def write_at_once(database: Database, *functions: Callable[[Session], object]) -> list[object]:
+    """What each returned or raised; they have waited for the writer together."""
+
+    async def write() -> list[object]:
+        async with database.writing():
+            tasks = [asyncio.create_task(database.run_writing(each)) for each in functions]
+            await asyncio.sleep(0.01)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    try:
+        return asyncio.run(write())
+    finally:
+        database.dispose()
+
+
+def add(number: int) -> Callable[[Session], int]:
+    def adding(session: Session) -> int:
+        session.execute(text("UPDATE counter SET value = value + :number"), {"number": number})
+        return number
+
+    return adding
+
+
+def value(database: Database) -> int:
+    with database.read() as session:
+        found: int = session.execute(text("SELECT value FROM counter")).scalar_one()
+    return found
+
+
+def test_writers_that_wait_share_a_commit(database: Database, commits: list[float]) -> None:
+    assert write_at_once(database, *map(add, range(10))) == list(range(10))
+    assert value(database) == 45
+    assert len(commits) == 1
+
+
+def test_a_failed_writer_undoes_only_its_own(database: Database, commits: list[float]) -> None:
+    def fail(session: Session) -> None:
+        add(100)(session)
+        raise RuntimeError("after the write")
+
+    def refuse(session: Session) -> None:
+        session.execute(text("INSERT INTO nowhere VALUES (1)"))
+
+    one, failed, refused, ten = write_at_once(database, add(1), fail, refuse, add(10))
+    assert (one, ten) == (1, 10)
+    assert isinstance(failed, RuntimeError)
+    assert isinstance(refused, OperationalError)
+    assert value(database) == 11
+    assert len(commits) == 1
+
+
+def test_a_writer_may_commit_in_between(database: Database) -> None:
+    def twice(session: Session) -> None:
+        add(1)(session)
+        session.commit()
+        add(10)(session)
+        session.rollback()
+        add(100)(session)
+
+    assert write_at_once(database, add(1000), twice, add(10000)) == [1000, None, 10000]
+    assert value(database) == 11101
+
+
+def test_what_sqlite_has_undone_is_no_success(database: Database) -> None:
+    def full(session: Session) -> None:
+        # a full disk ends the transaction like this (https://sqlite.org/lang_transaction.html)
+        add(100)(session)
+        driver: Any = session.connection().connection.dbapi_connection
+        driver.execute("ROLLBACK")
+        raise OperationalError("INSERT", None, sqlite3.OperationalError("disk is full"))
+
+    one, broken, ten = write_at_once(database, add(1), full, add(10))
+    assert isinstance(one, OperationalError)
+    assert isinstance(broken, OperationalError)
+    assert ten == 10
+    assert value(database) == 10
+
+
+def test_a_group_whose_file_is_gone_is_no_success(database: Database) -> None:
+    def delete(_: Session) -> None:
+        database.path.unlink()
+
+    answers = write_at_once(database, add(1), delete, add(10))
+    assert [type(answer) for answer in answers] == [OperationalError] * 3
+
+
+def test_a_slow_writer_shares_its_commit_only_with_those_before(
+    database: Database, commits: list[float]
+) -> None:
+    def slow(session: Session) -> None:
+        add(1)(session)
+        time.sleep(2 * chassis.GROUP_SECONDS)
+
+    assert write_at_once(database, add(1), slow, add(10), add(10)) == [1, None, 10, 10]
+    assert len(commits) == 2
+
+
+def test_a_group_without_the_lock_gives_up_one_by_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 0.3)
+    holder = open_database(database.path)
+    threading.Timer(0.5, holder.execute, ["ROLLBACK"]).start()
+
+    async def write() -> list[object]:
+        async with database._writer.held(5):
+            holder.execute("BEGIN IMMEDIATE")
+            first = [asyncio.create_task(database.run_writing(add(1))) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 5.0)
+            later = asyncio.create_task(database.run_writing(add(10)))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*first, later, return_exceptions=True)
+
+    one, other, later = asyncio.run(write())
+    assert isinstance(one, DatabaseBusyError)
+    assert isinstance(other, DatabaseBusyError)
+    assert later == 10
+    assert value(database) == 10
+    holder.close()

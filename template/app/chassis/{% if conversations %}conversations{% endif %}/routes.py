@@ -16,10 +16,11 @@ from app.chassis.conversations.replies import LEASE, Position, Replies, is_writt
 from app.chassis.conversations.turns import Turn
 from app.chassis.database import Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
+from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import EventStream, LastEventId
 from app.chassis.times import UtcTime, now
 
-router = APIRouter(prefix="/threads", tags=["conversations"])
+router = APIRouter(prefix="/threads", tags=["conversations"], route_class=DatabaseRoute)
 
 PAGE: Final = 100
 """Threads or messages in one answer."""

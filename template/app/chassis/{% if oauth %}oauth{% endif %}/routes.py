@@ -29,6 +29,7 @@ from app.chassis.oauth.provider import Identity, Provider, UntrustworthyError
 from app.chassis.oauth.providers import providers
 from app.chassis.oauth.session import KEY, CurrentUser, begin, cookie_key, cookie_name
 from app.chassis.oauth.settings import OAuthSettings
+from app.chassis.routing import DatabaseRoute
 from app.chassis.times import now
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         settings: Where people come back to, and who is let in.
         clients: By the providers' names.
     """
-    router = APIRouter(prefix="/auth", tags=["sign-in"])
+    router = APIRouter(prefix="/auth", tags=["sign-in"], route_class=DatabaseRoute)
 
     def choose(name: str) -> Client:
         client = clients.get(name)

@@ -1,0 +1,105 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""Routes that work in the database, in one thread from BEGIN to COMMIT.
+
+FastAPI by itself changes threads for the function, again for its answer, and for the commit.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Final, get_args, get_type_hints
+
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import ResponseValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from app.chassis.database import Database, get_reader, get_writer
+
+RUNS: Final[dict[Any, Callable[..., Any]]] = {
+    get_reader: Database.run_reading,
+    get_writer: Database.run_writing,
+}
+
+
+class DatabaseRoute(APIRoute):
+    """A `def` route that is called where its `Reader` or `Writer` is: in the database's thread.
+
+    For `APIRouter(route_class=DatabaseRoute)`. What is no `def` route, or has a dependency that
+    asks for the same session, stays as FastAPI has it. The session is made for the route, and so
+    is none that `dependency_overrides` replaces.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        sessions = [one for one in below(self.dependant) if one.call in RUNS]
+        plain = inspect.isfunction(endpoint) and not (
+            inspect.iscoroutinefunction(endpoint)
+            or inspect.isgeneratorfunction(endpoint)
+            or inspect.isasyncgenfunction(endpoint)
+        )
+        if not plain or len(sessions) != 1 or self.dependant.http_connection_param_name:
+            return
+        (session,) = sessions
+        if session in self.dependant.dependencies and session.name:
+            model = self.response_model
+            in_thread = called_in_thread(endpoint, session.name, RUNS[session.call], model)
+            super().__init__(path, in_thread, **options | {"response_model": model})
+
+
+def below(dependant: Dependant) -> Iterator[Dependant]:
+    for one in dependant.dependencies:
+        yield one
+        yield from below(one)
+
+
+def has_model(kind: Any) -> bool:
+    """Whether a type is a Pydantic model or made of them."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return True
+    return any(has_model(part) for part in get_args(kind))
+
+
+def called_in_thread(
+    endpoint: Callable[..., Any], name: str, run: Callable[..., Any], model: Any
+) -> Callable[..., Any]:
+    """The same function as a coroutine that has the request in place of the session.
+
+    Args:
+        endpoint: The route's function.
+        name: Its parameter that is the session.
+        run: What calls a function with a session in a thread.
+        model: What the answer has to be, if that is known.
+    """
+    adapter = TypeAdapter(model) if model else None
+    with_model = has_model(model)
+
+    @functools.wraps(endpoint)
+    async def in_thread(**values: Any) -> Any:
+        connection: HTTPConnection = values.pop(name)
+
+        def call(session: Session) -> Any:
+            answer = endpoint(**values, **{name: session})
+            if adapter is None or isinstance(answer, Response):
+                return answer
+            # here, because reading an attribute may ask the database
+            try:
+                valid = adapter.validate_python(answer, from_attributes=True)
+            except ValidationError as error:
+                raise ResponseValidationError(error.errors(), body=answer) from error
+            # FastAPI does it again, which changes no model, but perhaps what is none
+            return valid if with_model else answer
+
+        return await run(connection.app.state.database, call)
+
+    signature = inspect.signature(endpoint)
+    hints = get_type_hints(endpoint, include_extras=True) | {name: HTTPConnection}
+    parameters = [
+        parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+        for parameter in signature.parameters.values()
+    ]
+    in_thread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return in_thread

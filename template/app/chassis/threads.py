@@ -1,0 +1,245 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""A thread that works for the event loop, many pieces of work between two changes of threads.
+
+`anyio.to_thread` changes threads twice for each piece, and has as many threads as there are
+pieces. Where these are short, those changes are most of what the processor does, and the threads
+keep the interpreter's lock from each other.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, Final, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+STUCK: Final = 0.02
+"""Seconds without new work begun after which the waiting get one more thread."""
+
+TOGETHER: Final = 0.004
+"""Seconds that a result waits for those of the work behind it."""
+
+
+class Work(Generic[Result]):
+    """A function to call once, and who waits for its result until a deadline."""
+
+    __slots__ = ("context", "deadline", "error", "function", "future", "groups", "loop", "result")
+
+    def __init__(
+        self, function: Callable[[Any], Result], deadline: float, *, groups: bool = False
+    ) -> None:
+        self.function = function
+        self.deadline = deadline
+        self.groups = groups
+        self.context = copy_context()
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Result] = self.loop.create_future()
+        self.error: BaseException | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def call(self, argument: object) -> None:
+        """In a thread: keep the result, or the error for whoever awaits it."""
+        try:
+            self.result = self.context.run(self.function, argument)
+        except StopIteration as error:
+            # a future refuses it: a coroutine could not raise it on
+            self.error = RuntimeError("A function in a thread raised StopIteration")
+            self.error.__cause__ = error
+        except BaseException as error:
+            self.error = error
+
+    def settle(self) -> None:
+        """In the event loop, for whoever still waits."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
+
+
+def call_each(group: Sequence[Work[Any]]) -> None:
+    for work in group:
+        work.call(work.left)
+
+
+class Threads:
+    """One thread that does work in the order it comes, and others while that one is stuck.
+
+    Args:
+        name: Of the threads, for debuggers.
+        busy: What is raised when none is free in time.
+        most: How many threads there may be.
+        do: What calls the works of a group, one after the other.
+        at_once: How many works that may be grouped are given to `do` at most, if they wait.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        busy: type[Exception],
+        *,
+        most: int = 1,
+        do: Callable[[Sequence[Work[Any]]], None] = call_each,
+        at_once: int = 1,
+    ) -> None:
+        self.name = name
+        self.busy = busy
+        self.most = most
+        self.do = do
+        self.at_once = at_once
+        self.waiting: deque[Work[Any]] = deque()
+        self.done: deque[Work[Any]] = deque()
+        self.done_since = 0.0
+        self.last_begun = 0.0
+        self.signals: SimpleQueue[bool] = SimpleQueue()
+        self.first: threading.Thread | None = None
+        self.helpers: set[threading.Thread] = set()
+        self.watched: asyncio.AbstractEventLoop | None = None
+
+    async def run(
+        self, function: Callable[[Any], Result], patience: float, *, groups: bool = False
+    ) -> Result:
+        """Have a function called in a thread; who stops waiting for it does not stop it.
+
+        Args:
+            function: What to call, with what `do` has for it: the seconds that are left.
+            patience: Seconds to wait for a thread.
+            groups: Whether it may be done in a group with others.
+
+        Raises:
+            busy: No thread was free in that time.
+        """
+        work = Work(function, time.monotonic() + patience, groups=groups)
+        return await self._hand_over(work).future
+
+    @asynccontextmanager
+    async def held(self, patience: float) -> AsyncIterator[float]:
+        """A turn for work that is done elsewhere, with the seconds that are left of the patience.
+
+        Raises:
+            busy: No thread was free in that time.
+        """
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[float] = loop.create_future()
+        over = threading.Event()
+
+        def begin(left: float) -> None:
+            if not turn.done():
+                turn.set_result(left)
+
+        def hold(left: float) -> None:
+            loop.call_soon_threadsafe(begin, left)
+            over.wait()
+
+        def end(held: asyncio.Future[None]) -> None:
+            if (error := held.exception()) and not turn.done():
+                turn.set_exception(error)
+
+        self._hand_over(Work(hold, time.monotonic() + patience)).future.add_done_callback(end)
+        try:
+            yield await turn
+        finally:
+            over.set()
+
+    def close(self) -> None:
+        """End the threads; work that is still being done is left to itself after a moment."""
+        if self.first is not None:
+            self.signals.put(False)
+            self.first.join(1)
+            self.first = None
+
+    def _hand_over(self, work: Work[Result]) -> Work[Result]:
+        if self.first is None:
+            self.signals = SimpleQueue()
+            self.first = self._start(self._serve, self.signals)
+        self.waiting.append(work)
+        self.signals.put(True)
+        if self.watched is not work.loop:
+            self.watched = work.loop
+            work.loop.call_later(STUCK, self._look_after, work.loop)
+        return work
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        # daemons: a process that ends does not wait for what nobody will be told of
+        thread = threading.Thread(target=target, args=arguments, name=self.name, daemon=True)
+        thread.start()
+        return thread
+
+    def _serve(self, signals: SimpleQueue[bool]) -> None:
+        while signals.get():
+            self._do_next()
+
+    def _help(self) -> None:
+        while self._do_next():
+            pass
+        self.helpers.discard(threading.current_thread())
+
+    def _do_next(self) -> bool:
+        group = self._take()
+        if not group:
+            return False
+        self.last_begun = time.monotonic()
+        self.do(group)
+        now = time.monotonic()
+        if not self.done:
+            self.done_since = now
+        self.done.extend(group)
+        if not self.waiting or now - self.done_since > TOGETHER:
+            self._deliver()
+        return True
+
+    def _take(self) -> list[Work[Any]]:
+        group: list[Work[Any]] = []
+        with suppress(IndexError):
+            while len(group) < self.at_once:
+                work = self.waiting.popleft()
+                if group and not (work.groups and group[0].groups):
+                    self.waiting.appendleft(work)
+                    break
+                group.append(work)
+        return group
+
+    def _deliver(self) -> None:
+        """From any thread, each result to the loop that waits for it."""
+        finished: dict[asyncio.AbstractEventLoop, list[Work[Any]]] = {}
+        with suppress(IndexError):
+            while True:
+                work = self.done.popleft()
+                finished.setdefault(work.loop, []).append(work)
+        for loop, works in finished.items():
+            with suppress(RuntimeError):  # it is closed, and nobody waits
+                loop.call_soon_threadsafe(settle, works)
+
+    def _look_after(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Now and then, while anything waits: refuse what is late, and help what is stuck."""
+        now = time.monotonic()
+        for work in list(self.waiting):
+            if work.deadline > now:
+                break
+            with suppress(ValueError):  # a thread has just taken it
+                self.waiting.remove(work)
+                work.error = self.busy()
+                work.settle()
+        if self.waiting and now - self.last_begun > STUCK and len(self.helpers) < self.most - 1:
+            self.last_begun = now
+            self.helpers.add(self._start(self._help))
+        self._deliver()
+        if self.waiting:
+            loop.call_later(STUCK, self._look_after, loop)
+        else:
+            self.watched = None
+
+
+def settle(works: Iterable[Work[Any]]) -> None:
+    for work in works:
+        work.settle()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import copying, image, report, serving, soaking, starting, streaming
+from benchmarks import copying, image, peers, report, serving, soaking, starting, streaming
 from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
@@ -28,8 +28,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "streams": streaming.streams,
     "soak": soaking.soak,
     "image": image.image,
+    "peers": peers.peers,
 }
-ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image"})
+ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image", "peers"})
 CHEAP = ("trivial", "health", "mixed", "boot", "copy")
 
 

@@ -36,6 +36,8 @@ class Load:
     increments: int = 0
     repeated: int = 0
     """Increments whose value another one had already been answered with."""
+    inserted: int = 0
+    """Inserts of the script's `table` that were answered well."""
 
     @property
     def rate(self) -> float:

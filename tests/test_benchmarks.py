@@ -5,17 +5,20 @@ import os
 import platform
 import random
 import resource
+import sqlite3
 import subprocess
 import sys
 import tarfile
 from collections import Counter
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import charts, image, report, soaking, streaming
+from benchmarks import charts, image, peers, report, sides, soaking, streaming
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.load import Load
 from benchmarks.runs import Effort, Result, Target, interleave
@@ -176,6 +179,60 @@ def test_a_soak_is_a_day_with_a_request_a_second() -> None:
     chance = random.Random(1)
     sent = Counter(soaking.one_of_the_mix(chance).split()[0] for _ in range(1000))
     assert 650 < sent[b"GET"] < 750
+
+
+def test_a_peer_that_does_not_work_is_a_note_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def bounded(_: Path, *command: str | Path, cwd: Path) -> None:
+        sides.run(
+            "sh", "-c", "echo 'error: too old' >&2; echo '  hint: newer' >&2; exit 2", cwd=cwd
+        )
+
+    monkeypatch.setattr(peers, "bounded", bounded)
+    result = Result()
+    assert peers.all_ready(result, Path(sys.executable), tmp_path) == []
+    assert len(result.notes) == len(peers.PEERS)
+    for peer, note in zip(peers.PEERS, result.notes, strict=True):
+        assert "\n" not in note
+        assert note.startswith(f"{peer.name}: sh -c")
+        assert note.endswith(": error: too old")
+        assert str(tmp_path) not in note
+
+
+def test_a_step_of_a_peer_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peers, "MINUTES", 0.002)
+    with pytest.raises(RuntimeError, match="sleep 9: exit 124"):
+        peers.bounded(Path(sys.executable), "sleep", "9", cwd=tmp_path)
+
+
+def test_a_peer_starts_as_its_procfile_says_on_this_machine_only() -> None:
+    text = "web: uvicorn main:app --host 0.0.0.0 --port $PORT\nworker: sleep\n"
+    command = "uvicorn main:app --host 127.0.0.1 --port 8001"
+    assert peers.procfile(text, 8001) == command.split()
+
+
+@pytest.mark.parametrize(("written", "lost"), [(2, 1), (3, 0), (4, 0)])
+def test_an_insert_that_was_acknowledged_and_is_not_there_is_lost(
+    written: int, lost: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+
+        def pressing(*_: object) -> Any:
+            def measure() -> Pressed:
+                with connection:
+                    connection.executemany("INSERT INTO notes VALUES (?)", [("a",)] * written)
+                return Pressed(Load(9, 1.0, 1.0, 2.0, refused=0, broken=0, inserted=3), 100, 50)
+
+            return measure
+
+        monkeypatch.setattr(peers, "pressing", pressing)
+        side = peers.Side("ours", lambda: pytest.fail("it is running"), tmp_path, peers.NOTES)
+        counted = peers.tabling(cast("sides.Server", None), side, 1)
+        assert [counted()[1], counted()[1]] == [lost, lost]
 
 
 def test_layers_are_measured_packed_and_unpacked(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from benchmarks import charts
 from benchmarks.runs import Result, Row
 
 RESULTS = Path(__file__).with_name("results.json")
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+MEASURED = ROOT / "hooks" / "measured.jinja"
+DOCS = ROOT / "docs"
 PAGE = DOCS / "performance.md"
 CHARTS_IN = DOCS / "charts"
 BEGIN, END = "<!-- results: python -m benchmarks --draw -->", "<!-- end of the results -->"
@@ -138,19 +140,47 @@ def loads(stored: dict[str, Any]) -> str:
     return f"The machine's load before each: {', '.join(found)}.\n" if found else ""
 
 
+QUOTED = {
+    "trivial_rate": ("trivial", "requests a second"),
+    "mixed_rate": ("mixed", "requests a second"),
+    "mixed_tail": ("mixed", "99 % answered within"),
+}
+"""What the README of a rendered project quotes: its name there, the benchmark and the row."""
+
+
+def rough(value: float) -> str:
+    """Two digits, for people who have another machine."""
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
+def measured(results: Mapping[str, Result]) -> str:
+    """The figures of QUOTED as hooks/measured.jinja has them.
+
+    Raises:
+        KeyError: One of the benchmarks, or its row, is not there.
+    """
+    lines = ["{#- Medians of docs/performance.md, written by `python -m benchmarks --draw`. -#}"]
+    for name, (benchmark, what) in QUOTED.items():
+        rows = {row.what: row for row in results[benchmark].rows}
+        lines.append(f"{{%- set {name} = '{rough(median(rows[what].ours))}' -%}}")
+    return "\n".join([*lines, ""])
+
+
 def pages(stored: dict[str, Any], names: Iterable[str]) -> dict[Path, str]:
-    """The charts, and the page with its table, as they have to be with these results."""
+    """Every file that shows these results, as it has to be: charts, tables, texts."""
     names = list(names)
     results = {name: Result.load(stored[name]) for name in names if name in stored}
     drawn = {CHARTS_IN / name: chart(results) for name, chart in charts.CHARTS.items()}
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     table = as_table(stored, names) + loads(stored)
+    if all(name in results and not results[name].errors for name, _ in QUOTED.values()):
+        drawn[MEASURED] = measured(results)
     return {**drawn, PAGE: f"{before}{BEGIN}\n\n{table}\n{END}{after}"}
 
 
 def draw(stored: dict[str, Any], names: Iterable[str]) -> None:
-    """The charts and the table of the documentation."""
+    """Write them."""
     CHARTS_IN.mkdir(exist_ok=True)
     for path, text in pages(stored, names).items():
         path.write_text(text, encoding="utf-8")

@@ -163,6 +163,18 @@ def test_the_table_says_where_and_what_is_not_measured(tmp_path: Path) -> None:
     assert "`mixed`" in report.loads(stored)
 
 
+def test_projects_quote_rough_medians() -> None:
+    assert [report.rough(value) for value in (3215, 346.8, 95.4)] == ["3,200", "350", "95"]
+    results = {"trivial": Result(), "mixed": Result()}
+    for result in results.values():
+        result.add("requests a second", "1/s", [9999, 1234, 1])
+        result.add("99 % answered within", "ms", [345])
+    lines = report.measured(results).splitlines()[1:]
+    assert [line.split("'")[1] for line in lines] == ["1,200", "1,200", "340"]
+    readme = (ROOT / "template" / "README.md.jinja").read_text(encoding="utf-8")
+    assert all(f"{{{{ {name} }}}}" in readme for name in report.QUOTED)
+
+
 def test_too_few_open_files_are_the_reason() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:

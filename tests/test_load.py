@@ -1,0 +1,98 @@
+"""The load that every rendered README shows, as it stands there, one request of each."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service import free_port
+from support import tool
+
+OHA = """#!/usr/bin/env python3
+import argparse, json, sys, urllib.request
+parser = argparse.ArgumentParser(allow_abbrev=False)
+ends = parser.add_mutually_exclusive_group(required=True)  # as in oha
+ends.add_argument("-n", type=int)
+ends.add_argument("-z")
+parser.add_argument("-c", type=int)
+parser.add_argument("-q", type=float)
+parser.add_argument("-m", default="GET")
+parser.add_argument("-T")
+parser.add_argument("-d")
+parser.add_argument("-w", action="store_true")
+parser.add_argument("--latency-correction", action="store_true")
+parser.add_argument("--no-tui", action="store_true")
+parser.add_argument("url")
+asked = parser.parse_args()
+headers = {"Content-Type": asked.T} if asked.T else {}
+body = asked.d.encode() if asked.d else None
+request = urllib.request.Request(asked.url, body, headers, method=asked.m)
+with urllib.request.urlopen(request, timeout=60) as answer:
+    print(json.dumps(["oha", asked.m, answer.status, answer.read().decode()]))
+"""
+"""Its options that the README uses, with one request for all of them: oha is not on PyPI."""
+
+
+def commands(project: Path) -> str:
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Load it\n(.*?)^## ", readme, re.DOTALL | re.MULTILINE)
+    own, railway = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert "https://THE-DOMAIN" in railway
+    return own
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        pytest.param(
+            {"features": "[conversations, oauth]", "ai_provider": "anthropic"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"backup": "litestream"}, marks=pytest.mark.long),
+    ],
+    ids=["default", "features", "litestream"],
+)
+def test_the_readmes_load_is_answered(
+    answers: dict[str, str], installed: Callable[..., Path], tmp_path: Path
+) -> None:
+    project = installed(**answers)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "oha").write_text(OHA)
+    (programs / "oha").chmod(0o755)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"VIRTUAL_ENV", "DATABASE_URL", "PORT"}
+    }
+    environment["PATH"] = f"{programs}:{Path(tool('uv')).parent}:{os.environ['PATH']}"
+    script = commands(project).replace("/tmp/load", str(tmp_path / "load"))
+    script = script.replace("8765", str(free_port()))
+
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{script}\nenv | grep -E '^(DATABASE_URL|PORT)=' || true"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stdout
+    # curl and the first of them share a line
+    answered = [json.loads(line) for line in re.findall(r'\["oha".*\]$', done.stdout, re.MULTILINE)]
+    assert [(method, status) for _, method, status, _ in answered] == [
+        ("GET", 200),
+        ("POST", 201),
+        ("GET", 200),
+        ("GET", 200),
+    ]
+    assert [note["text"] for note in json.loads(answered[2][3])] == ["load"]
+    assert not (tmp_path / "load").exists()
+    assert "DATABASE_URL=" not in done.stdout

@@ -69,7 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="the benchmarks, and end")
     parser.add_argument(
-        "--draw", action="store_true", help="charts and tables from the results, and end"
+        "--draw",
+        action="store_true",
+        help="charts, tables and help texts from the results, and end",
     )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help=f"the results, instead of {report.RESULTS.name}"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 from benchmarks import charts
 from benchmarks.runs import Result, Row
+from benchmarks.serving import USD_A_MEGABYTE
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).parent.parent
+QUESTIONS = ROOT / "copier.yml"
 MEASURED = ROOT / "hooks" / "measured.jinja"
 DOCS = ROOT / "docs"
 PAGE = DOCS / "performance.md"
 CHARTS_IN = DOCS / "charts"
+IN_HELP = re.compile(r"(?:^ {4}\d workers?: .* USD a month\n)+", re.MULTILINE)
 BEGIN, END = "<!-- results: python -m benchmarks --draw -->", "<!-- end of the results -->"
 
 
@@ -166,6 +170,37 @@ def measured(results: Mapping[str, Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def workers(result: Result) -> dict[str, list[str]]:
+    """Medians by the number of workers: requests a second, ms, MB, and USD a month for the memory.
+
+    Nothing if a run saw an error.
+    """
+    found: dict[str, list[str]] = {}
+    for row in result.rows:
+        name, _, _ = row.what.partition(": ")
+        value = median(row.ours)
+        found.setdefault(name, []).append(f"{value:,.0f}")
+        if row.unit == "MB":
+            found[name].append(f"{value * USD_A_MEGABYTE:.2f}")
+    return {} if result.errors else found
+
+
+def workers_help(result: Result) -> str:
+    """What the help of the question `workers` says of each number."""
+    lines = []
+    for name, (rate, tail, memory, cost) in workers(result).items():
+        figures = f"{rate} requests/s, 99 % in {tail} ms, {memory} MB, {cost} USD a month"
+        lines.append(f"    {f'{name}:':10} {figures}\n")
+    return "".join(lines)
+
+
+def workers_table(result: Result) -> str:
+    headings = ["", "Requests a second", "99 % within, ms", "Memory, MB", "Its USD a month"]
+    found = [[name, *figures] for name, figures in workers(result).items()]
+    table = [headings, ["---"] * len(headings), *found] if found else []
+    return "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
 def pages(stored: dict[str, Any], names: Iterable[str]) -> dict[Path, str]:
     """Every file that shows these results, as it has to be: charts, tables, texts."""
     names = list(names)
@@ -176,6 +211,11 @@ def pages(stored: dict[str, Any], names: Iterable[str]) -> dict[Path, str]:
     table = as_table(stored, names) + loads(stored)
     if all(name in results and not results[name].errors for name, _ in QUOTED.values()):
         drawn[MEASURED] = measured(results)
+    beside = results.get("workers", Result())
+    if by_workers := workers_table(beside):
+        table += f"\nThe mixed load, by the number of workers:\n\n{by_workers}"
+        questions = QUESTIONS.read_text(encoding="utf-8")
+        drawn[QUESTIONS] = IN_HELP.sub(workers_help(beside), questions)
     return {**drawn, PAGE: f"{before}{BEGIN}\n\n{table}\n{END}{after}"}
 
 

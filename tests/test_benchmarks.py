@@ -17,6 +17,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from benchmarks import charts, image, peers, report, sides, soaking, streaming
 from benchmarks.__main__ import BENCHMARKS, main
@@ -173,6 +174,57 @@ def test_projects_quote_rough_medians() -> None:
     assert [line.split("'")[1] for line in lines] == ["1,200", "1,200", "340"]
     readme = (ROOT / "template" / "README.md.jinja").read_text(encoding="utf-8")
     assert all(f"{{{{ {name} }}}}" in readme for name in report.QUOTED)
+
+
+def with_four_workers(*errors: str) -> Result:
+    result = Result(errors=list(errors))
+    for number in range(1, 5):
+        name = f"{number} worker{'s' if number > 1 else ''}"
+        result.add(f"{name}: requests a second", "1/s", [1000 * number, 9999, 1])
+        result.add(f"{name}: 99 % within", "ms", [123.4])
+        result.add(f"{name}: memory (PSS)", "MB", [76.2 * number])
+    return result
+
+
+def test_the_workers_question_and_the_page_are_written_from_the_results(tmp_path: Path) -> None:
+    kept = tmp_path / "results.json"
+    report.keep("workers", with_four_workers(), kept)
+    written = report.pages(report.load(kept), ["workers"])
+    before = yaml.safe_load(report.QUESTIONS.read_text(encoding="utf-8"))
+    after = yaml.safe_load(written[report.QUESTIONS])
+    lines = after["workers"].pop("help").splitlines()
+    for number in range(2, 5):
+        cost = f"{number * 0.762:.2f}"
+        figures = f"{number},000 requests/s, 99 % in 123 ms, {number * 76.2:.0f} MB"
+        assert f"{number} workers: {figures}, {cost} USD a month" in lines
+        row = f"| {number} workers | {number},000 | 123 | {number * 76.2:.0f} | {cost} |"
+        assert row in written[report.PAGE]
+    assert lines[-1] == before["workers"].pop("help").splitlines()[-1]
+    assert after == before
+
+
+def test_a_lost_run_is_not_quoted(tmp_path: Path) -> None:
+    kept = tmp_path / "results.json"
+    report.keep("workers", with_four_workers("2 workers: 3 updates lost"), kept)
+    written = report.pages(report.load(kept), ["workers"])
+    assert report.QUESTIONS not in written
+    assert "USD a month" not in written[report.PAGE]
+
+
+def test_the_workers_question_says_what_was_measured() -> None:
+    stored = report.load()
+    if "workers" not in stored:
+        pytest.skip("workers is not measured yet")
+    asked = yaml.safe_load(report.QUESTIONS.read_text(encoding="utf-8"))["workers"]["help"]
+    quoted = [line for line in asked.splitlines() if "requests/s" in line]
+    assert [line.split(":")[0] for line in quoted] == [
+        "1 worker",
+        *(f"{number} workers" for number in (2, 3, 4)),
+    ]
+    measured = report.workers_help(Result.load(stored["workers"]))
+    assert quoted == [line.strip() for line in measured.splitlines()]
+    assert "on two cores" in asked
+    assert stored["workers"]["cores"] == 2
 
 
 def test_too_few_open_files_are_the_reason() -> None:

@@ -61,12 +61,15 @@ def test_the_image_runs_with_and_without_root(
     (contained,) = (line.split() for line in lines if line.startswith("contains: "))
     assert {"app", "migrations", ".venv", "pyproject.toml"} <= set(contained)
     assert not PRIVATE & set(contained)
+    # no library of a megabyte
+    assert "with symbols: " in lines
     assert "unprivileged: uid 10002" in lines
     assert "unprivileged: database of uid 10002" in lines
     assert "root-owned: uid 10001" in lines
     assert "root-owned: database of uid 10001" in lines
     checked = [line for line in lines if ": check: " in line]
     assert sum("check: ok       volume.mounted" in line for line in checked) == 2
+    assert sum("check: ok       sqlite.version" in line for line in checked) == 2
     assert sum(", 0 failed, " in line for line in checked) == 2, checked
     assert {"unprivileged: exit 0", "root-owned: exit 0", "refused: exit 1"} <= set(lines)
     (refusal,) = (line for line in lines if line.startswith("refused: Storage: "))

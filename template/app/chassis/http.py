@@ -186,6 +186,7 @@ def choose_request_id(given: bytes | None) -> str:
     return os.urandom(16).hex()
 
 
+@lru_cache(maxsize=1024)
 def is_address(value: str) -> bool:
     """Whether this is an IP address; one with a zone, which may be any text, is none here."""
     if "%" in value:
@@ -240,11 +241,5 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"]
     path = scope["raw_path"].decode("latin-1")  # still encoded: it cannot break the line
     duration = round(seconds * 1000, 2)
-    fields = {
-        "method": method,
-        "path": path,
-        "status": status,
-        "duration_ms": duration,
-        "client": client[0] if client else "",
-    }
-    logger.handle(RequestRecord(logger.name, f"{method} {path} {status} {duration:.1f} ms", fields))
+    address = client[0] if client else ""
+    logger.handle(RequestRecord(logger.name, method, path, status, duration, address))

@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """How the application is served: the commands, and what gunicorn runs them with.
 
-One worker by default: SQLite has one writer, and more workers only help handlers that
-are busy with the CPU.
+One worker by default: SQLite has one writer, and more workers, each with its memory, only help
+where Python is busy.
 """
 
 import sys

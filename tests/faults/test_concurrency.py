@@ -29,8 +29,9 @@ from fastapi import APIRouter, Response
 from sqlalchemy import text
 
 from app.chassis.database import Reader, Writer
+from app.chassis.routing import DatabaseRoute
 
-router = APIRouter(prefix="/counter")
+router = APIRouter(prefix="/counter", route_class=DatabaseRoute)
 
 
 @router.put("")

@@ -42,8 +42,9 @@ from sqlalchemy import text
 
 from app.api.notes import NoteIn, create_note
 from app.chassis.database import Writer
+from app.chassis.routing import DatabaseRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DatabaseRoute)
 
 TABLE = "CREATE TABLE IF NOT EXISTS words (note INTEGER NOT NULL REFERENCES notes (id), word TEXT)"
 INSERT = "INSERT INTO words VALUES (:note, :word)"

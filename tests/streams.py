@@ -23,7 +23,7 @@ from support import ROOT, Answers
 
 ANSWERS: Answers = {"features": ["conversations"], "ai_provider": "anthropic"}
 
-CONVERSATIONS = "template/tests/chassis/{% if conversations %}conversations{% endif %}"
+CONVERSATIONS = "template/{% if conversations %}.{% endif %}/tests/chassis/conversations"
 
 
 QUESTION = {"text": "Hi"}

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,7 @@ def contents(path: Path) -> dict[str, tuple[bytes, int]]:
 
 def rendered_name(name: str) -> str:
     name = name.replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml")
-    return re.sub(r"\{%.*?%\}", "", name).removesuffix(".jinja")
-
-
-def conditional_parts(name: str) -> list[str]:
-    """The file and the directories, of one file in the template, that have a condition."""
-    parts = name.split("/")
-    return [
-        rendered_name("/".join(parts[:count])) + ("/" if count < len(parts) else "")
-        for count in range(1, len(parts) + 1)
-        if "{% if" in parts[count - 1]
-    ]
+    return re.sub(r"\{%.*?%\}", "", name).removeprefix("./").removesuffix(".jinja")
 
 
 def holds(condition: tuple[str, ...], answers: Answers) -> bool:
@@ -348,8 +339,12 @@ def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) 
 
 
 def test_every_condition_is_tested(snapshot: Path) -> None:
-    parts = map(conditional_parts, files(snapshot / "template"))
-    assert set().union(*parts) == CONDITIONAL.keys()
+    entries = {
+        name: [part for part in CONDITIONAL if is_in(rendered_name(name), part)]
+        for name in files(snapshot / "template")
+    }
+    assert [name for name in entries if name.count("{% if") != len(entries[name])] == []
+    assert set(chain.from_iterable(entries.values())) == CONDITIONAL.keys()
 
 
 def test_git_ignores_no_file_of_the_template(snapshot: Path) -> None:

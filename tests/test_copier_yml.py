@@ -120,9 +120,15 @@ def test_hook_knows_the_same_questions(validators: ModuleType) -> None:
     assert sorted(validators.questions) == sorted(ASKED)
 
 
-def test_the_last_question_looks_at_every_answer() -> None:
-    for name in ASKED:
-        assert f"'{name}': {name}" in QUESTIONS["refuse_combination"]["default"]
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED_ANSWERS)
+def test_the_last_question_looks_at_every_answer(
+    name: str, value: Any, message: str, validators: Any
+) -> None:
+    assert "final(_copier_conf, _copier_answers)" in QUESTIONS["refuse_combination"]["default"]
+    good = {question: default for question, (_, default) in DEFAULTS.items()}
+    conf = {"data": {}}
+    assert validators.final(conf, good) == ""
+    assert validators.final(conf, {**good, name: value}) == f"{name}: {message}"
 
 
 def test_types_and_defaults(snapshot: Path, tmp_path: Path) -> None:

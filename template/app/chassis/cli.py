@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
@@ -112,9 +113,11 @@ def load_settings() -> "Settings":
 
 
 def start(_: argparse.Namespace) -> int:
-    from app.chassis import boot
+    with garbage.none_made():
+        from app.chassis import boot
 
-    boot.start(load_settings())
+        settings = load_settings()
+    boot.start(settings)
 
 
 def serve(options: argparse.Namespace) -> int:

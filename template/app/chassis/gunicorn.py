@@ -5,6 +5,7 @@ The parent process imports this and nothing heavier: settings arrive as command-
 options and as the two LOG_ variables.
 """
 
+import gc
 import os
 
 from app.chassis import deadlines, logs
@@ -21,6 +22,11 @@ accesslog = None
 logconfig_dict = logs.config(
     os.environ.get("LOG_LEVEL", "INFO"), os.environ.get("LOG_FORMAT", "text")
 )
+
+
+def pre_fork(_: object, __: object) -> None:
+    """Share this process's memory with the worker: a look for garbage would write into it."""
+    gc.freeze()
 
 
 def on_exit(_: object) -> None:

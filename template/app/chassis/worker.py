@@ -1,33 +1,31 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The worker that gunicorn starts for every process that serves."""
+"""The worker that gunicorn starts for every process that serves.
 
-import asyncio
+gunicorn's first process imports this too, and never serves: so uvicorn is imported by the
+workers only.
+"""
+
 import ctypes
 import os
 import signal
 import sys
-from typing import Any, Final
+from types import FrameType
+from typing import TYPE_CHECKING, Final
 
-from uvicorn_worker import UvicornWorker
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker as BaseWorker
 
-from app.chassis import deadlines
+from app.chassis import deadlines, garbage
+
+if TYPE_CHECKING:
+    from uvicorn import Server
 
 PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that the kernel sends a process when its parent has died."""
 
 
-class Worker(UvicornWorker):  # type: ignore[misc]  # the package has no types
+class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
     """uvicorn under gunicorn: exits non-zero when start-up fails, and is replaced when it hangs."""
-
-    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012, the base class declares it so
-        "loop": "uvloop",
-        "http": "httptools",
-        "lifespan": "on",
-        "access_log": False,
-        "proxy_headers": False,
-        "server_header": False,
-        "timeout_graceful_shutdown": deadlines.REQUESTS,
-    }
 
     def init_process(self) -> None:
         """End with gunicorn even if that is killed; a worker left over keeps port and lock."""
@@ -37,10 +35,51 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # the package has no types
                 sys.exit(1)
         super().init_process()
 
-    def _install_sigquit_handler(self) -> None:
-        """Stop on SIGQUIT, which gunicorn sends its workers when it is sent SIGINT itself.
+    def init_signals(self) -> None:
+        """Undo what gunicorn's first process does on a signal; uvicorn adds its own handlers."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, self.handle_usr1)
+        # which gunicorn sends its workers when it is sent SIGINT itself
+        signal.signal(signal.SIGQUIT, stop)
 
-        The base class only notes the signal; the server in it would never hear of it.
-        """
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGQUIT, signal.raise_signal, signal.SIGTERM)
+    def load_wsgi(self) -> None:
+        """Import everything that serving needs."""
+        with garbage.none_made():
+            super().load_wsgi()
+            self.server = self.make_server()
+
+    def make_server(self) -> "Server":
+        from uvicorn import Config, Server
+
+        config = Config(
+            self.wsgi,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=self.cfg.backlog,
+            limit_max_requests=self.max_requests,
+            timeout_keep_alive=self.cfg.keepalive,
+            timeout_notify=self.timeout,
+            callback_notify=self.beat,
+            timeout_graceful_shutdown=deadlines.REQUESTS,
+        )
+        return Server(config)
+
+    def run(self) -> None:
+        self.server.run(sockets=self.sockets)
+        if not self.server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    async def beat(self) -> None:
+        """Tell gunicorn that the event loop turns."""
+        self.notify()
+
+
+def stop(_: int, __: FrameType | None) -> None:
+    """As on SIGTERM, of which uvicorn hears."""
+    signal.raise_signal(signal.SIGTERM)

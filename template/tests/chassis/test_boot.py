@@ -164,6 +164,35 @@ assert not {"alembic", "fastapi", "sqlalchemy"} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, check=True)
 
 
+def test_the_servers_first_process_loads_no_server() -> None:
+    """It never serves, and what it has in memory is there for as long as the service runs."""
+    script = """
+import sys
+from app.chassis import gunicorn, worker
+unneeded = {"asyncio", "fastapi", "pydantic", "sqlalchemy", "uvicorn"} & sys.modules.keys()
+assert not unneeded, unneeded
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, check=True)
+
+
+def test_after_imports_garbage_is_looked_for_again() -> None:
+    script = """
+import gc
+from app.chassis import garbage
+try:
+    with garbage.none_made():
+        assert not gc.isenabled()
+        kept = []
+        raise ImportError
+except ImportError:
+    pass
+assert gc.isenabled()
+assert gc.get_freeze_count()
+assert not any(found is kept for found in gc.get_objects())
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, check=True)
+
+
 def test_bad_settings_end_it_with_78_and_every_reason(
     services: list[Service], tmp_path: Path
 ) -> None:

@@ -1,18 +1,20 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The SQLite driver, and connections that never create a database by accident."""
 
-import contextlib
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    import sqlite3
+else:
     # The same interface with a newer SQLite, where a wheel exists; it ships no types.
     # SQLite before 3.51.3 can corrupt a WAL database that two processes checkpoint
     # at once (https://sqlite.org/wal.html).
-    with contextlib.suppress(ImportError):
+    try:
         from pysqlite3 import dbapi2 as sqlite3
+    except ImportError:
+        import sqlite3
 
 __all__ = ["MAGIC", "open_database", "sqlite3"]
 

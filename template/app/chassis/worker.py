@@ -1,11 +1,10 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The worker that gunicorn starts for every process that serves.
 
-gunicorn's first process imports this too, and never serves: so uvicorn is imported by the
-workers only.
+gunicorn's first process imports this too, and never serves: what only a worker needs, uvicorn
+before all, is imported by the worker.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -30,6 +29,8 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
     def init_process(self) -> None:
         """End with gunicorn even if that is killed; a worker left over keeps port and lock."""
         if sys.platform == "linux":
+            import ctypes
+
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != self.ppid:
                 sys.exit(1)

@@ -113,7 +113,7 @@ def load_settings() -> "Settings":
 
 
 def start(_: argparse.Namespace) -> int:
-    with garbage.none_made():
+    with garbage.collection_paused():
         from app.chassis import boot
 
         settings = load_settings()

@@ -5,6 +5,7 @@ gunicorn's first process imports this too, and never serves: what only a worker 
 before all, is imported by the worker.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -46,9 +47,11 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
 
     def load_wsgi(self) -> None:
         """Import everything that serving needs."""
-        with garbage.none_made():
+        with garbage.collection_paused():
             super().load_wsgi()
             self.server = self.make_server()
+        # it stays, so that no request has to wait while it is looked through
+        gc.freeze()
 
     def make_server(self) -> "Server":
         from uvicorn import Config, Server

@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import time
+from contextlib import nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -24,6 +25,14 @@ encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 BLANK: Final = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}))
 """What a record of level INFO has before anything is in it."""
+
+# a worker is not gunicorn's first process
+os.register_at_fork(after_in_child=lambda: BLANK.update(process=os.getpid()))
+
+
+TOGETHER: Final = 2048
+"""Characters that are written at once. A pipe keeps 4096 bytes in one piece (pipe(7)), so that the
+lines of several workers do not mix; what is in a request's line takes two bytes at most."""
 
 
 class RequestRecord(logging.LogRecord):
@@ -37,7 +46,6 @@ class RequestRecord(logging.LogRecord):
             **BLANK,
             "name": name,
             "msg": f"{method} {path} {status} {duration_ms:.1f} ms",
-            "process": os.getpid(),  # not that of gunicorn's first process
             "created": now,
             "msecs": now % 1 * 1000,
             "relativeCreated": BLANK["relativeCreated"] + (now - BLANK["created"]) * 1000,
@@ -105,6 +113,53 @@ class TextFormatter(logging.Formatter):
         return f"{line} [{identifier[:8]}]" if identifier else line
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of requests that end together at once, and everything else immediately."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.lines: list[str] = []
+        self.length = 0
+        self.loop: object = None
+        """The event loop that is about to write them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if type(record) is not RequestRecord or not self.keep(self.format(record)):
+                self.write_lines()
+                super().emit(record)
+        except Exception:
+            self.handleError(record)
+
+    def keep(self, line: str) -> bool:
+        """Whether an event loop will write it, once it has done what it is about to do."""
+        import asyncio  # gunicorn's first process has none
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if self.length + len(line) > TOGETHER:
+            self.write_lines()
+        self.lines.append(line + self.terminator)
+        self.length += len(line)
+        if self.loop is not loop:
+            self.loop = loop
+            loop.call_soon(self.flush)
+        return True
+
+    def write_lines(self) -> None:
+        lines, self.lines, self.length = self.lines, [], 0
+        if lines:
+            self.stream.write("".join(lines))
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            self.loop = None
+            self.write_lines()
+            super().flush()
+
+
 def config(level: str, form: str) -> dict[str, Any]:
     """A logging.config dictionary that sends everything to stdout.
 
@@ -119,7 +174,7 @@ def config(level: str, form: str) -> dict[str, Any]:
         "formatters": {"line": {"()": formatter}},
         "handlers": {
             "stdout": {
-                "class": "logging.StreamHandler",
+                "class": "app.chassis.logs.LineHandler",
                 "formatter": "line",
                 "stream": "ext://sys.stdout",
             }

@@ -92,13 +92,14 @@ class JsonFormatter(logging.Formatter):
     def format_request(self, record: RequestRecord) -> str:
         """The same for a request, by hand: there are many, and an encoder is slow to begin."""
         known = vars(record)
-        return (
-            f'{{"level": "info", "message": {encode(record.msg)}, "time": "{moment(record)}"'
+        fields = (
+            f'"level": "info", "message": {encode(record.msg)}, "time": "{moment(record)}"'
             f', "logger": {encode(record.name)}, "request_id": {encode(request_id.get())}'
             f', "method": {encode(known["method"])}, "path": {encode(known["path"])}'
             f', "status": {known["status"]}, "duration_ms": {known["duration_ms"]}'
-            f', "client": {encode(known["client"])}}}'
+            f', "client": {encode(known["client"])}'
         )
+        return "{" + fields + "}"
 
 
 class TextFormatter(logging.Formatter):

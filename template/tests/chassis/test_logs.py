@@ -3,6 +3,7 @@
 
 import asyncio
 import io
+import json
 import logging
 
 import pytest
@@ -101,3 +102,22 @@ def test_what_a_loop_did_not_get_to_is_written_at_the_end(handler: LineHandler, 
 
 async def handle_in_loop(handler: LineHandler) -> None:
     handler.handle(request(2))
+
+
+def test_a_requests_line_is_what_an_encoder_would_write() -> None:
+    record = RequestRecord("app.request", "GET", '/"quoted"\\\xe9\x7f', 404, 12.34, "::1")
+    told = JsonFormatter().format(record)
+    assert told == json.dumps(json.loads(told), ensure_ascii=False)
+    entry = json.loads(told)
+    assert entry.pop("time").endswith("+00:00")
+    assert entry == {
+        "level": "info",
+        "message": 'GET /"quoted"\\\xe9\x7f 404 12.3 ms',
+        "logger": "app.request",
+        "request_id": "",
+        "method": "GET",
+        "path": '/"quoted"\\\xe9\x7f',
+        "status": 404,
+        "duration_ms": 12.34,
+        "client": "::1",
+    }

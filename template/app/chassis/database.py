@@ -245,8 +245,9 @@ class Database:
                         begun += 1
                         work.call(connection)
                         if not in_transaction(connection):
-                            # as a full disk does: it has undone everything
-                            raise work.error or DatabaseBusyError
+                            # as on a full disk: everything is undone
+                            work.error = cause(work.error)
+                            raise work.error
             self.file.require()
         except Exception as error:
             # of these nothing is in the database; without a lock, nobody but the first knows yet
@@ -405,6 +406,16 @@ def in_transaction(connection: Connection) -> bool:
     """Whether SQLite is, whatever SQLAlchemy believes."""
     driver: Any = connection.connection.dbapi_connection
     return bool(driver.in_transaction)
+
+
+def cause(error: BaseException | None) -> BaseException:
+    """Why SQLite undid a transaction; the errors after it only say that there is none any more."""
+    earlier = error
+    while earlier is not None:
+        if isinstance(earlier, exc.DBAPIError) and is_unavailable(earlier):
+            return earlier
+        earlier = earlier.__context__
+    return error or RuntimeError("A route has ended the transaction that it shares")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

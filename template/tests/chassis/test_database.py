@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.chassis import database as chassis
 from app.chassis.backup import copy_database
 from app.chassis.database import Database, DatabaseBusyError, Reader, Writer
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite import open_database
 from app.main import create_app
 from app.settings import Settings
 
@@ -379,16 +379,28 @@ def test_a_writer_may_commit_in_between(database: Database) -> None:
 
 
 def test_what_sqlite_has_undone_is_no_success(database: Database) -> None:
-    def full(session: Session) -> None:
-        # a full disk ends the transaction like this (https://sqlite.org/lang_transaction.html)
-        add(100)(session)
+    def fill(session: Session) -> None:
+        # ends the transaction as a full disk does (https://sqlite.org/lang_transaction.html)
+        session.execute(text(f"PRAGMA max_page_count={pragma(session, 'page_count')}"))
+        session.execute(text("INSERT INTO counter VALUES (zeroblob(1000000))"))
+
+    one, full, ten = write_at_once(database, add(1), fill, add(10))
+    for error in (one, full):
+        assert isinstance(error, OperationalError)
+        assert chassis.is_unavailable(error)
+        assert "full" in str(error)
+    assert ten == 10
+    assert value(database) == 10
+
+
+def test_a_route_that_ends_the_transaction_fails_all_in_it(database: Database) -> None:
+    def end(session: Session) -> None:
         driver: Any = session.connection().connection.dbapi_connection
         driver.execute("ROLLBACK")
-        raise OperationalError("INSERT", None, sqlite3.OperationalError("disk is full"))
 
-    one, broken, ten = write_at_once(database, add(1), full, add(10))
-    assert isinstance(one, OperationalError)
-    assert isinstance(broken, OperationalError)
+    one, ended, ten = write_at_once(database, add(1), end, add(10))
+    assert isinstance(one, Exception)
+    assert isinstance(ended, Exception)
     assert ten == 10
     assert value(database) == 10
 

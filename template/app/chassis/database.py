@@ -103,7 +103,24 @@ class DatabaseFile:
         Raises:
             sqlalchemy.exc.OperationalError: It is not what it was.
         """
-        if fault := self.fault():
+        self.refuse(self.fault())
+
+    def require_written(self) -> None:
+        """After a commit, refuse to call it a success if it cannot be one.
+
+        A file system that turned read-only under it may have synced nothing and said nothing: of
+        ext4, fsync(2) has nothing more to do then.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: The file is not what it was, or cannot be written.
+        """
+        self.require()
+        if self._descriptor and os.fstatvfs(self._descriptor).f_flag & os.ST_RDONLY:
+            self.refuse("the database is read-only")
+
+    @staticmethod
+    def refuse(fault: str | None) -> None:
+        if fault:
             error = sqlite3.OperationalError(fault)
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise exc.OperationalError(None, None, error)
@@ -187,7 +204,7 @@ class Database:
         """
         with self._write.begin() as session:
             yield session
-        self.file.require()
+        self.file.require_written()
 
     async def run_reading(self, function: Callable[[Session], Result]) -> Result:
         """Call a function with a reading session, both in one thread.
@@ -248,7 +265,7 @@ class Database:
                             # as on a full disk: everything is undone
                             work.error = cause(work.error)
                             raise work.error
-            self.file.require()
+            self.file.require_written()
         except Exception as error:
             # of these nothing is in the database; without a lock, nobody but the first knows yet
             begun = max(begun, 1)
@@ -287,7 +304,7 @@ class Database:
             with self._write(bind=self._writer_waiting(left)) as session:
                 yield session
                 await anyio.to_thread.run_sync(session.commit, limiter=self._commits)
-        self.file.require()
+            self.file.require_written()
 
     def _writer_waiting(self, seconds: float) -> Engine:
         """The writer's engine, to wait so long for the lock."""

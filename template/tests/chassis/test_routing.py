@@ -51,7 +51,7 @@ def increment(session: Session) -> None:
 
 
 def make_router(kind: type[APIRoute]) -> APIRouter:
-    router = APIRouter(route_class=kind)
+    router = APIRouter(prefix="/chassis", route_class=kind)
 
     @router.get("/thing", response_model=Thing)
     def thing(session: Reader) -> Stored:
@@ -60,7 +60,7 @@ def make_router(kind: type[APIRoute]) -> APIRouter:
 
     @router.get("/things")
     def things(session: Reader, request: Request, times: int = 2) -> list[Thing]:
-        assert request.url.path == "/things"
+        assert request.url.path == "/chassis/things"
         return [Thing(value=counter(session))] * times
 
     @router.get("/odd")
@@ -150,7 +150,10 @@ def test_answers_as_fastapis_own(settings_with_counter: Settings) -> None:
         with TestClient(app, raise_server_exceptions=False) as client:
             with app.state.database.write() as session:
                 session.execute(text("UPDATE counter SET value = 0"))
-            answers = [client.request(method, path, json=body) for method, path, body in REQUESTS]
+            answers = [
+                client.request(method, f"/chassis{path}", json=body)
+                for method, path, body in REQUESTS
+            ]
         told = [
             (answer.status_code, without_id(answer.text), answer.headers.get("X-Made"))
             for answer in answers
@@ -170,7 +173,7 @@ def without_id(body: str) -> str:
 
 
 def test_all_of_it_is_in_the_databases_thread(settings_with_counter: Settings) -> None:
-    router = APIRouter(route_class=DatabaseRoute)
+    router = APIRouter(prefix="/chassis", route_class=DatabaseRoute)
     threads: list[str] = []
 
     def noted(value: int) -> int:
@@ -192,8 +195,8 @@ def test_all_of_it_is_in_the_databases_thread(settings_with_counter: Settings) -
     app = create_app(settings_with_counter)
     app.include_router(router)
     with TestClient(app) as client:
-        assert client.get("/read").json() == {"value": 0}
+        assert client.get("/chassis/read").json() == {"value": 0}
         assert set(threads) == {"database-reader"}
         threads.clear()
-        assert client.post("/write").json() == {"value": 1}
+        assert client.post("/chassis/write").json() == {"value": 1}
         assert set(threads) == {"database-writer"}

@@ -248,7 +248,6 @@ class Database:
     def _transact(self, works: Sequence[Work[Any]]) -> int:
         """One transaction with at least one of the works; how many, from the first, are settled."""
         begun = 0
-        until = time.monotonic() + GROUP_SECONDS
         # one wait for the turn and for the lock: the first has waited the longest
         engine = self._writer_waiting(works[0].left)
         try:
@@ -257,6 +256,7 @@ class Database:
                 works[0].call(engine)
             else:
                 with engine.connect() as connection, connection.begin():
+                    until = time.monotonic() + GROUP_SECONDS
                     while begun < len(works) and (not begun or time.monotonic() < until):
                         work = works[begun]
                         begun += 1

@@ -189,7 +189,11 @@ class Threads:
         if not group:
             return False
         self.last_begun = time.monotonic()
-        self.do(group)
+        try:
+            self.do(group)
+        except BaseException as error:  # the thread has to live on
+            for work in group:
+                work.error = work.error or error
         now = time.monotonic()
         if not self.done:
             self.done_since = now

@@ -447,3 +447,23 @@ def test_a_group_without_the_lock_gives_up_one_by_one(
     assert later == 10
     assert value(database) == 10
     holder.close()
+
+
+def test_a_group_that_waited_for_the_lock_is_still_one(
+    database: Database, commits: list[float]
+) -> None:
+    holder = open_database(database.path)
+
+    async def write() -> list[int]:
+        async with database._writer.held(5):
+            holder.execute("BEGIN IMMEDIATE")
+            tasks = [asyncio.create_task(database.run_writing(add(1))) for _ in range(5)]
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(3 * chassis.GROUP_SECONDS)
+        holder.execute("ROLLBACK")
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(write()) == [1] * 5
+    assert value(database) == 5
+    assert len(commits) == 1
+    holder.close()

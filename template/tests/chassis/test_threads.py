@@ -3,13 +3,14 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import pytest
 
-from app.chassis.threads import Threads
+from app.chassis.threads import Threads, Work
 
 PATIENCE = 10.0
 
@@ -187,3 +188,22 @@ def test_works_in_one_event_loop_after_the_other(one: Threads) -> None:
         in_loop(scenario)
     one.close()
     in_loop(scenario)
+
+
+def test_what_calls_the_work_may_fail_and_the_thread_lives_on() -> None:
+    def do(group: Sequence[Work[Any]]) -> None:
+        if len(group) == 1:
+            raise KeyboardInterrupt
+        for work in group:
+            work.call(len(group))
+
+    async def scenario() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await threads.run(str, PATIENCE, groups=True)
+        async with asyncio.timeout(PATIENCE):
+            calls = [threads.run(str, PATIENCE, groups=True) for _ in range(2)]
+            assert await asyncio.gather(*calls) == ["2", "2"]
+
+    threads = Threads("test", TooBusyError, do=do, at_once=2)
+    in_loop(scenario)
+    threads.close()

@@ -115,8 +115,12 @@ class DatabaseFile:
             sqlalchemy.exc.OperationalError: The file is not what it was, or cannot be written.
         """
         self.require()
-        if self._descriptor and os.fstatvfs(self._descriptor).f_flag & os.ST_RDONLY:
-            self.refuse("the database is read-only")
+        try:
+            flags = os.statvfs(self.path).f_flag
+        except OSError:
+            self.refuse("the database file cannot be read")
+        else:
+            self.refuse("the database is read-only" if flags & os.ST_RDONLY else None)
 
     @staticmethod
     def refuse(fault: str | None) -> None:

@@ -467,3 +467,15 @@ def test_a_group_that_waited_for_the_lock_is_still_one(
     assert value(database) == 5
     assert len(commits) == 1
     holder.close()
+
+
+def test_a_commit_on_a_file_system_that_turned_read_only_is_a_503(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list(os.statvfs(database.path))
+    found[8] |= os.ST_RDONLY  # f_flag
+    with make_client(settings) as client:
+        assert client.post("/increment").status_code == 200
+        monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(found))
+        assert client.post("/increment").status_code == 503
+        assert client.get("/counter").status_code == 200

@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_code_is_formatted_and_clean() -> None:
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [tool("ruff"), *check, "--no-cache", "tests", "fleet", "benchmarks"],
+            [tool("ruff"), *check, "--no-cache", "tests", "trackbed", "benchmarks"],
             cwd=ROOT,
             capture_output=True,
             encoding="utf-8",

@@ -3,9 +3,9 @@
 from datetime import date
 from typing import Any
 
-from fleet.model import Findings, Inventory, Release
-from fleet.report import Overview
-from fleet.templates import Template
+from trackbed.model import Findings, Inventory, Release
+from trackbed.report import Overview
+from trackbed.templates import Template
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from commands import Run
 
-from fleet.errors import FleetError
-from fleet.templates import read_ownership
 from support import ROOT, git
+from trackbed.errors import FleetError
+from trackbed.templates import read_ownership
 
 
 @pytest.mark.long

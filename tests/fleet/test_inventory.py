@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from commands import Run
 
-from fleet.errors import FleetError
-from fleet.model import Release
-from fleet.releases import behind, read_releases, recognize
-from fleet.services import find, shown
-from fleet.templates import normalized
 from support import ROOT, git
+from trackbed.errors import FleetError
+from trackbed.model import Release
+from trackbed.releases import behind, read_releases, recognize
+from trackbed.services import find, shown
+from trackbed.templates import normalized
 
 RELEASES = [
     Release("0.1.0", "1" * 40, date(2026, 1, 1)),

@@ -9,9 +9,9 @@ import pexpect
 import pytest
 from commands import Run
 
-from fleet import parallel
-from fleet.errors import ServiceError
 from support import ROOT
+from trackbed import parallel
+from trackbed.errors import ServiceError
 
 
 def work(number: int) -> int:
@@ -43,7 +43,7 @@ def test_results_are_in_order_and_failures_are_their_own(
 
 
 def test_a_bar_on_a_terminal(make_service, run_fleet: Run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = [sys.executable, "-m", "fleet.cli", "forecast", str(make_service("service"))]
+    command = [sys.executable, "-m", "trackbed.cli", "forecast", str(make_service("service"))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     output = pexpect.run(
         " ".join(command), env=environment, cwd=str(tmp_path), timeout=300, encoding="utf-8"

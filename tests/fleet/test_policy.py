@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from commands import Run
 
-from fleet.errors import FleetError
-from fleet.model import Inventory
-from fleet.policy import judge, read_rules, require_known
+from trackbed.errors import FleetError
+from trackbed.model import Inventory
+from trackbed.policy import judge, read_rules, require_known
 
 SERVICE = Inventory(
     name="billing",

@@ -17,9 +17,9 @@ import pytest
 from commands import Run
 from overviews import HOSTILE, NUMBERS, overview, service
 
-from fleet.errors import FleetError
-from fleet.model import Inventory
-from fleet.report import PAGE, beside, render, require_writable, write
+from trackbed.errors import FleetError
+from trackbed.model import Inventory
+from trackbed.report import PAGE, beside, render, require_writable, write
 
 
 class Elements(HTMLParser):

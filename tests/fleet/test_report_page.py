@@ -11,8 +11,8 @@ from overviews import HOSTILE, NUMBERS, overview, service
 from selenium.webdriver.common.keys import Keys
 
 from browser import Browser, browsing, until
-from fleet.model import Drift, Findings, Forecast, Inventory, Loss, Policy, Verdict, Violation
-from fleet.report import Overview, render, write
+from trackbed.model import Drift, Findings, Forecast, Inventory, Loss, Policy, Verdict, Violation
+from trackbed.report import Overview, render, write
 
 pytestmark = pytest.mark.long
 

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fleet.errors import ServiceError
-from fleet.model import Inventory, Service
-from fleet.releases import as_version, behind, final, recognize
-from fleet.services import open_repository, read_answers, shown, where
-from fleet.templates import Catalogue, relative_hint
+from trackbed.errors import ServiceError
+from trackbed.model import Inventory, Service
+from trackbed.releases import as_version, behind, final, recognize
+from trackbed.services import open_repository, read_answers, shown, where
+from trackbed.templates import Catalogue, relative_hint
 
 
 def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[Inventory]:

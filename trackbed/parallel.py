@@ -12,7 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fleet.errors import ServiceError
+from trackbed.errors import ServiceError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

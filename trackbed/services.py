@@ -13,9 +13,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
-from fleet.errors import FleetError, ServiceError
-from fleet.git import git
-from fleet.model import Service
+from trackbed.errors import FleetError, ServiceError
+from trackbed.git import git
+from trackbed.model import Service
 
 ANSWERS = ".copier-answers.yml"
 KEYS = {"name", "path", "url", "branch"}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from fleet import render
-from fleet.errors import ServiceError
-from fleet.git import git
-from fleet.model import Attempt, Loss, Service
-from fleet.templates import Step
+from trackbed import render
+from trackbed.errors import ServiceError
+from trackbed.git import git
+from trackbed.model import Attempt, Loss, Service
+from trackbed.templates import Step
 
 MARKERS = {b"<<<<<<< before updating", b">>>>>>> after updating"}
 TOKEN = re.compile(r"\w+|[^\w\s]+")

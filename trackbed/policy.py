@@ -19,9 +19,9 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from fleet.errors import FleetError
-from fleet.inventory import comparable
-from fleet.model import Inventory, Policy, Violation
+from trackbed.errors import FleetError
+from trackbed.inventory import comparable
+from trackbed.model import Inventory, Policy, Violation
 
 VALUE = r'"[^"]*"|[\w./:+-]+'
 LIST = rf"\[\s*(?:(?:{VALUE})\s*(?:,\s*(?:{VALUE})\s*)*)?\]"

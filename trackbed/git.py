@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from fleet.errors import ServiceError, one_line
+from trackbed.errors import ServiceError, one_line
 
 TIMEOUT = 300
 

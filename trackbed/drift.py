@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet import render
-from fleet.attempt import Job, clone, clone_path, read_bytes, workspace
-from fleet.errors import ServiceError
-from fleet.model import Drift
-from fleet.services import checked_out, where
-from fleet.templates import Ownership
+from trackbed import render
+from trackbed.attempt import Job, clone, clone_path, read_bytes, workspace
+from trackbed.errors import ServiceError
+from trackbed.model import Drift
+from trackbed.services import checked_out, where
+from trackbed.templates import Ownership
 
 
 @dataclass(frozen=True)

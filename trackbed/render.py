@@ -14,11 +14,11 @@ import copier._template as copier_template
 import jinja2
 from copier.errors import CopierError, UnsafeTemplateError
 
-from fleet.errors import ServiceError, one_line
+from trackbed.errors import ServiceError, one_line
 
 # Copier gives the renders that an update makes for itself such a name, and in them our
 # template takes for granted what was recorded.
-PREFIX = "copier._main.fleet"
+PREFIX = "copier._main.trackbed"
 
 
 class TrustNeeded(Exception):

@@ -14,12 +14,12 @@ from typing import Any
 
 from packaging.version import Version
 
-from fleet.errors import FleetError
-from fleet.model import Drift, Findings, Forecast, Inventory, Policy, Release, now
-from fleet.releases import as_version, final
-from fleet.services import shown
-from fleet.show import plain
-from fleet.templates import Template
+from trackbed.errors import FleetError
+from trackbed.model import Drift, Findings, Forecast, Inventory, Policy, Release, now
+from trackbed.releases import as_version, final
+from trackbed.services import shown
+from trackbed.show import plain
+from trackbed.templates import Template
 
 PAGE = Path(__file__).with_name("page.html")
 MARK = b'<meta name="generator" content="trackbed-fleet report">'

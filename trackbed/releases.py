@@ -9,9 +9,9 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from fleet.errors import FleetError
-from fleet.git import git
-from fleet.model import Release
+from trackbed.errors import FleetError
+from trackbed.git import git
+from trackbed.model import Release
 
 DESCRIBED = re.compile(r"(?P<tag>.+)-(?P<distance>\d+)-g(?P<hash>[0-9a-f]{4,64})")
 HASH = re.compile(r"[0-9a-f]{7,64}")

@@ -6,11 +6,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet.attempt import Job, clone, clone_path, try_update, workspace
-from fleet.errors import FleetError, ServiceError
-from fleet.git import commit_of, git
-from fleet.model import Update
-from fleet.services import where
+from trackbed.attempt import Job, clone, clone_path, try_update, workspace
+from trackbed.errors import FleetError, ServiceError
+from trackbed.git import commit_of, git
+from trackbed.model import Update
+from trackbed.services import where
 
 TAIL = 20
 

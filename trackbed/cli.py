@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fleet import collect
-from fleet.errors import FleetError
-from fleet.git import isolate
-from fleet.model import Findings
-from fleet.services import find
-from fleet.show import show, write_csv
-from fleet.templates import Fleet, find_template
+from trackbed import collect
+from trackbed.errors import FleetError
+from trackbed.git import isolate
+from trackbed.model import Findings
+from trackbed.services import find
+from trackbed.show import show, write_csv
+from trackbed.templates import Fleet, find_template
 
 if TYPE_CHECKING:
     pass
@@ -60,7 +60,7 @@ Addresses = Annotated[
     typer.Option("--address", help="a further address under which services record the template"),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="at once", show_default="one a core")]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs; fields are in fleet/model.py")]
+AsJson = Annotated[bool, typer.Option("--json", help="for programs; fields are in trackbed/model.py")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="let templates run their commands, as copier --trust does")
 ]
@@ -135,7 +135,7 @@ def policy(
     as_json: AsJson = False,
 ) -> None:
     """Which services break which rules, such as: backup != none, version >= 0.2."""
-    from fleet.policy import read_rules
+    from trackbed.policy import read_rules
 
     read = read_rules(rules)
     fleet = fleet_of(paths, repos, template, address, jobs)
@@ -186,7 +186,7 @@ def update(
     trust: Trust = False,
 ) -> None:
     """Update each on a new branch, unless that conflicts or its tests fail. Never pushes."""
-    from fleet.update import check_test
+    from trackbed.update import check_test
 
     check_test(test)
     fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
@@ -217,9 +217,9 @@ def report(
     trust: Trust = False,
 ) -> None:
     """One page for a browser, in one file: charts, and a table to sort and filter."""
-    from fleet.policy import read_rules
-    from fleet.report import Overview, render, require_writable, write
-    from fleet.templates import Catalogue
+    from trackbed.policy import read_rules
+    from trackbed.report import Overview, render, require_writable, write
+    from trackbed.templates import Catalogue
 
     require_writable(out)
     if ownership and not with_drift:

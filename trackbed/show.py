@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fleet.model import Drift, Findings, Forecast, Inventory, Policy, Update
+from trackbed.model import Drift, Findings, Forecast, Inventory, Policy, Update
 
 WORDS = 6
 WHOLE = 2000

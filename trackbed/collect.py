@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleet.inventory import take
-from fleet.model import Drift, Findings, Forecast, Inventory, Item, Policy, Update
-from fleet.policy import Rule, judge, require_known
-from fleet.templates import Catalogue, Fleet, Ownership, questions, read_ownership
+from trackbed.inventory import take
+from trackbed.model import Drift, Findings, Forecast, Inventory, Item, Policy, Update
+from trackbed.policy import Rule, judge, require_known
+from trackbed.templates import Catalogue, Fleet, Ownership, questions, read_ownership
 
 if TYPE_CHECKING:
-    from fleet.attempt import Job
+    from trackbed.attempt import Job
 
 OUTCOMES = ("updated", "current", "failed", "refused")
 
@@ -29,8 +29,8 @@ def read_owned(fleet: Fleet, file: Path | None = None) -> Ownership:
 
 
 def drift(fleet: Fleet, owned: Ownership) -> Findings[Drift]:
-    from fleet.drift import DriftJob, examine
-    from fleet.prepare import Wanted, in_each
+    from trackbed.drift import DriftJob, examine
+    from trackbed.prepare import Wanted, in_each
 
     compare = partial(DriftJob, ownership=owned)
     items = in_each(fleet, Wanted(stay=True), compare, examine, Drift, "Comparing")
@@ -54,8 +54,8 @@ def policy(
 
 
 def forecast(fleet: Fleet, to: str | None) -> Findings[Forecast]:
-    from fleet.forecast import decide, predict
-    from fleet.prepare import Wanted, in_each
+    from trackbed.forecast import decide, predict
+    from trackbed.prepare import Wanted, in_each
 
     wanted = Wanted(to, working_tree=True)
     items = in_each(fleet, wanted, same, predict, Forecast, "Forecasting")
@@ -67,9 +67,9 @@ def update(
     fleet: Fleet, to: str | None, *, branch: str | None, test: str | None
 ) -> Findings[Update]:
     """Updates each on a new branch; `test` is a command that has to succeed, if there is one."""
-    from fleet.prepare import Wanted, in_each
-    from fleet.update import UpdateJob, branch_name
-    from fleet.update import update as update_service
+    from trackbed.prepare import Wanted, in_each
+    from trackbed.update import UpdateJob, branch_name
+    from trackbed.update import update as update_service
 
     def order(job: "Job") -> UpdateJob:
         return UpdateJob(job, branch or branch_name(job.step.name), test)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from fleet.errors import FleetError, ServiceError
-from fleet.git import commit_of, git
-from fleet.model import Release, Service
-from fleet.releases import as_version, final, read_releases, tagged_releases
-from fleet.services import cache, is_url, shown
+from trackbed.errors import FleetError, ServiceError
+from trackbed.git import commit_of, git
+from trackbed.model import Release, Service
+from trackbed.releases import as_version, final, read_releases, tagged_releases
+from trackbed.services import cache, is_url, shown
 
 SHORT = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 

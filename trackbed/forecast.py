@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet.attempt import Job, clone, clone_path, try_update, workspace
-from fleet.errors import ServiceError
-from fleet.git import git
-from fleet.model import Attempt, Forecast, Verdict
-from fleet.services import where
+from trackbed.attempt import Job, clone, clone_path, try_update, workspace
+from trackbed.errors import ServiceError
+from trackbed.git import git
+from trackbed.model import Attempt, Forecast, Verdict
+from trackbed.services import where
 
 GOOD: set[Verdict] = {"current", "clean"}
 FAULTS: dict[Verdict, str] = {

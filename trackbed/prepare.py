@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet import parallel
-from fleet.attempt import Job
-from fleet.errors import ServiceError
-from fleet.model import Item, Service
-from fleet.releases import recognize
-from fleet.services import open_repository, read_answers, top, where
-from fleet.templates import Commits, Fleet, Step, relative_hint
+from trackbed import parallel
+from trackbed.attempt import Job
+from trackbed.errors import ServiceError
+from trackbed.model import Item, Service
+from trackbed.releases import recognize
+from trackbed.services import open_repository, read_answers, top, where
+from trackbed.templates import Commits, Fleet, Step, relative_hint
 
 Result = TypeVar("Result", bound=Item)
 Task = TypeVar("Task")

@@ -60,7 +60,9 @@ Addresses = Annotated[
     typer.Option("--address", help="a further address under which services record the template"),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="at once", show_default="one a core")]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs; fields are in trackbed/model.py")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="for programs; fields are in trackbed/model.py")
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="let templates run their commands, as copier --trust does")
 ]

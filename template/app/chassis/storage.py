@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings, strip
+from app.chassis.settings import PROJECT_ROOT, ChassisSettings, strip
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def prepare(settings: ChassisSettings) -> None:
         make_directory(directory)
         give_to(settings.volume or directory, settings.app_uid)
         drop_to(settings.app_uid)
+        require_readable(PROJECT_ROOT / "app")
     make_directory(directory)
     require_writable(directory)
     require_whole(settings.database_path)
@@ -121,6 +122,20 @@ def drop_to(uid: int) -> None:
         ) from None
     # root's home cannot be read any more, and nothing here needs one that can be written
     os.environ["HOME"] = tempfile.gettempdir()
+
+
+def require_readable(code: Path) -> None:
+    """Refuse code that the present user cannot read, before an import of it fails.
+
+    An image has the modes of the checkout that it was built from, and a umask such as 027 keeps
+    everybody but root out. The template's own Dockerfile opens them.
+    """
+    for path in (code, *code.rglob("*")):
+        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            raise StartupError(
+                f"Storage: {path} cannot be read as uid {os.geteuid()}. Let everybody read the "
+                "image's files: chmod -R a+rX . before it is built, or as its last step."
+            )
 
 
 def require_writable(directory: Path) -> None:

@@ -94,6 +94,21 @@ def test_a_log_without_its_database_is_kept(settings: Settings) -> None:
     storage.prepare(settings)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["app", "app/api", "app/main.py"])
+def test_code_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "app" / "api").mkdir(parents=True)
+    (tmp_path / "app" / "main.py").touch()
+    storage.require_readable(tmp_path / "app")
+
+    (tmp_path / name).chmod(0o200)
+    try:
+        with pytest.raises(StartupError, match="chmod -R a\\+rX"):
+            storage.require_readable(tmp_path / "app")
+    finally:
+        (tmp_path / name).chmod(0o700)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_root_hands_the_volume_over(tmp_path: Path) -> None:
     for name in ("app.db", "app.db-wal", "below/file"):

@@ -130,7 +130,8 @@ def require_readable(code: Path) -> None:
     everybody but root out. The template's own Dockerfile opens them.
     """
     for path in (code, *code.rglob("*")):
-        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        readable = os.access(path, os.R_OK) and (path.is_file() or os.access(path, os.X_OK))
+        if not readable:
             raise StartupError(
                 f"Storage: {path} cannot be read as uid {os.geteuid()}. Let everybody read the "
                 "image's files: chmod -R a+rX . before it is built, or as its last step."

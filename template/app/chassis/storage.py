@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -130,7 +131,7 @@ def require_readable(code: Path) -> None:
     An image has the modes of the checkout that it was built from, and a umask such as 027 keeps
     everybody but root out. The template's own Dockerfile opens them.
     """
-    for path in (code, *code.rglob("*")):
+    for path in chain([code], code.rglob("*")):
         readable = os.access(path, os.R_OK) and (path.is_file() or os.access(path, os.X_OK))
         if not readable:
             raise StartupError(

@@ -70,12 +70,13 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks = {**monitor.health_checks, **(health_checks or {})}
+    checks: dict[str, HealthCheck] = {"readers": database.look_at_readers}
+    checks |= {**monitor.health_checks, **(health_checks or {})}
     health.add_routes(app, settings, database.file, checks)
     add_error_handlers(app)
     features.install(app, settings)
     # The last one added is the first to see a request.
-    app.add_middleware(ErrorBoundary)
+    app.add_middleware(ErrorBoundary, cut_short=database.end_abandoned)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
+from app.chassis.sessions import add_right_way
 from app.chassis.settings import ChassisSettings
 
 logger = logging.getLogger("app.request")
@@ -127,30 +128,54 @@ class Gate:
 class ErrorBoundary:
     """Answer what nothing else has handled, and log it; the answer carries no internals.
 
-    Starlette's own is outside of every other middleware, so that its answer would lack the
-    headers that CORSMiddleware and Gate add.
+    The start of a response waits for its first byte, so that a stream that cannot begin is a 500;
+    that of an event stream does not, because its first event may be long in coming. Starlette's
+    own is outside of every other middleware, so that its answer would lack the headers that
+    CORSMiddleware and Gate add.
+
+    Args:
+        app: The application.
+        cut_short: Called after a response that was begun and not finished.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, cut_short: Callable[[], None]) -> None:
         self.app = app
+        self.cut_short = cut_short
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started = finished = False
+        start: Message | None = None
 
-        async def send_noting_start(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
+        async def send_from_first_byte(message: Message) -> None:
+            nonlocal started, finished, start
+            if message["type"] == "http.response.start" and not is_event_stream(message):
+                start = message
+                return
+            started = True
+            finished = not message.get("more_body", False)
+            if start is not None:
+                held, start = start, None
+                await send(held)
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting_start)
-        except Exception:
+            await self.app(scope, receive, send_from_first_byte)
+        except Exception as error:
             if scope["type"] != "http":
                 raise
+            add_right_way(error)
             logger.exception("Unhandled error")
             if started:
                 raise  # too late for an answer: the server closes the connection
             await problem(500, "Internal server error")(scope, receive, send)
+        finally:
+            if started and not finished:
+                self.cut_short()
+
+
+def is_event_stream(start: Message) -> bool:
+    kind: bytes = dict(start.get("headers", ())).get(b"content-type", b"")
+    return kind.startswith(b"text/event-stream")
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -111,9 +111,9 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
-def update(project: Path, target: str, *, trust: bool) -> None:
+def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
     copier.run_update(
-        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust
+        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust, **options
     )
 
 

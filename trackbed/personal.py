@@ -56,6 +56,8 @@ def shed() -> None:
         "GIT_CONFIG_COUNT": str(len(kept)),
     }
     for number, (key, value) in enumerate(kept):
+        if key == "core.sshcommand":
+            os.environ.setdefault("GIT_SSH_COMMAND", value)
         os.environ[f"GIT_CONFIG_KEY_{number}"] = key
         os.environ[f"GIT_CONFIG_VALUE_{number}"] = value
 

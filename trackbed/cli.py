@@ -52,7 +52,8 @@ def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and a code where it is mistaken or interrupted."""
     personal.shed()
     isolate()
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         command()
     except FleetError as error:

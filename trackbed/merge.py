@@ -80,8 +80,13 @@ class Trial:
         """
         self.clone()
         with self.copier(self.step.old, ""):
-            recorded = self.project.answers
-            render.copy(self.project.source, self.original, recorded, trust=False)
+            render.copy(
+                self.project.source,
+                self.original,
+                self.project.answers,
+                trust=False,
+                answers_file=self.project.answers_file,
+            )
         self.refuse_links()
         self.look_for_moves()
         self.update()
@@ -91,7 +96,8 @@ class Trial:
         merged = self.merged
         merged.conflicts = self.conflicts()
         merged.changed = [name for _, name in statuses(self.directory)]
-        merged.lost = lost_words(self.directory, self.original, merged.changed)
+        written = [name for name in merged.changed if name != self.project.answers_file]
+        merged.lost = lost_words(self.directory, self.original, written)
         if lock and MANIFEST in merged.changed and (where := self.lock_file()):
             merged.lock = self.renew_lock(where)
         return merged

@@ -117,7 +117,9 @@ def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
     )
 
 
-def copy(source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool) -> None:
+def copy(
+    source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool, **options: Any
+) -> None:
     """What a commit renders with the answers that an answers file has; its tasks are not run."""
     copier.run_copy(
         source,
@@ -129,4 +131,5 @@ def copy(source: str, destination: Path, recorded: Mapping[str, Any], *, trust: 
         quiet=True,
         skip_tasks=True,
         unsafe=trust,
+        **options,
     )

@@ -52,7 +52,7 @@ def hand_over(arguments: Sequence[str]) -> NoReturn:
     package = f"git+{package_address(address)}@{newest_release(address, known.version)}"
     options = ["--quiet", "--python", sys.executable, "--from", package]
     place = ["-C", str(ROOT), *arguments, "-a", known.file]
-    os.execv(uvx[0], [*uvx, *options, "trackbed", *place])  # noqa: S606
+    os.execv(uvx[0], [*uvx, *options, "trackbed", *place])
 
 
 def find_uvx() -> list[str]:
@@ -62,8 +62,7 @@ def find_uvx() -> list[str]:
     if uv := os.environ.get("UV") or shutil.which("uv"):
         return [uv, "tool", "run"]
     raise TemplateError(
-        "Template: uvx is missing, which runs its command; "
-        "install uv (https://docs.astral.sh/uv/)."
+        "Template: uvx is missing, which runs its command; install uv (https://docs.astral.sh/uv/)."
     )
 
 
@@ -78,8 +77,8 @@ def recorded() -> Recorded:
     # another template may have left its answers as well; this one asks for the volume
     ours = [name for name, text in texts.items() if re.search("^volume_path: ", text, re.M)]
     if len(ours) != 1:
-        several = f"{', '.join(ours)}: keep one of them" if ours else ".copier-answers.yml is missing"
-        raise TemplateError(f"Template: {several}; take it from the repository's history.")
+        told = f"keep one of {', '.join(ours)}" if ours else ".copier-answers.yml is missing"
+        raise TemplateError(f"Template: {told}; take it from the repository's history.")
     text = texts[ours[0]]
     version, source = (re.search(LINE % key, text, re.M) for key in ("_commit", "_src_path"))
     if version is None or source is None:

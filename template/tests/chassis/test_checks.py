@@ -397,7 +397,7 @@ def test_a_conflict_that_is_left_is_found(tmp_path: Path) -> None:
     assert deployment.unsettled(tmp_path).status == "ok"
 
     # in parts, as this file is one that is looked into
-    marked = "\n".join(["<" * 7 + " before updating", "a", "=" * 7, "b", ">" * 7 + " after updating"])
+    marked = f"{'<' * 7} before updating\na\n{'=' * 7}\nb\n{'>' * 7} after updating"
     (tmp_path / "railway.json").write_text(f"{marked}\n")
     (tmp_path / "Dockerfile").write_text(f"FROM x\n{marked}\n")
     (tmp_path / ".github" / "workflows").mkdir(parents=True)

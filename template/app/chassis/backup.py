@@ -4,6 +4,7 @@
 import fcntl
 import glob
 import gzip
+import logging
 import os
 import re
 import shutil
@@ -15,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.chassis import migrate
+from app.chassis import integrity, migrate
 from app.chassis.errors import StartupError
 from app.chassis.files import sync_directory
 from app.chassis.progress import progress
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
+
+logger = logging.getLogger(__name__)
 
 STAMP: Final = "%Y%m%dT%H%M%SZ"
 YOUNG: Final = 10.0
@@ -62,7 +65,7 @@ def backup(
 
     Raises:
         StartupError: The database cannot be read, the target exists or cannot be written, the
-            room does not suffice, or the copy does not pass SQLite's integrity check.
+            room does not suffice, or the copy is damaged.
     """
     if not database.is_file():
         raise StartupError(f"Backup: there is no database at {database}; start the service once.")
@@ -234,29 +237,25 @@ def is_compressed(copy: Path) -> bool:
 
 
 def require_sound(database: Path) -> frozenset[str]:
-    """Refuse a database that SQLite finds fault with.
+    """Refuse a database that is damaged, and warn of rows that break a rule.
 
     Returns:
         The revisions it is at.
 
     Raises:
-        StartupError: A page is damaged, or a row refers to one that does not exist.
+        StartupError: A page is damaged.
     """
     connection = open_database(database)
     try:
         with progress("Checking"):
-            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-            orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+            damage, broken = integrity.find_faults(connection)
         revisions = migrate.current_revisions(connection)
     finally:
         connection.close()
-    if verdict != "ok":
-        raise StartupError(f"Backup: {database.name} is damaged: {' '.join(verdict.split())}.")
-    if orphan is not None:
-        raise StartupError(
-            f"Backup: {database.name} is damaged: table {orphan[0]} has a row whose "
-            f"{orphan[2]} is missing."
-        )
+    if damage:
+        raise StartupError(f"Backup: {database.name} is damaged: {damage}.")
+    for line in broken:
+        logger.warning("The copy is whole, and has what was there before: %s", line)
     return revisions
 
 

@@ -67,7 +67,7 @@ class Application(FastAPI):
         """Answer also what is raised in the service's middleware, as if it were in a route."""
         handlers = dict(self.exception_handlers)
         own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
-        boundary = Middleware(ErrorBoundary, *own[:1])
+        boundary = Middleware(ErrorBoundary, self.state.database.end_abandoned, *own[:1])
         added = self.user_middleware
         if added:
             outside = (boundary, Middleware(ExceptionMiddleware, handlers=handlers))
@@ -123,7 +123,8 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks = {**monitor.health_checks, **(health_checks or {})}
+    checks: dict[str, HealthCheck] = {"readers": database.look_at_readers}
+    checks |= {**monitor.health_checks, **(health_checks or {})}
     health.add_routes(app, settings, database.file, checks)
     add_error_handlers(app)
     features.install(app, settings)

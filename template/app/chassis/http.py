@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
+from app.chassis.sessions import add_right_way
 from app.chassis.settings import ChassisSettings
 
 logger = logging.getLogger("app.request")
@@ -175,26 +176,41 @@ class Guard:
 class ErrorBoundary:
     """Answer what nothing else has handled, and log it; the answer carries no internals.
 
+    The start of a response waits for its first byte, so that a stream that cannot begin is a 500;
+    that of an event stream does not, because its first event may be long in coming.
+
     Args:
         app: The application.
+        cut_short: Called after a response that was begun and not finished.
         handler: The service's own handler of `Exception` or 500, which makes the answer.
     """
 
-    def __init__(self, app: ASGIApp, handler: ExceptionHandler | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, cut_short: Callable[[], None], handler: ExceptionHandler | None = None
+    ) -> None:
         self.app = ServerErrorMiddleware(app, handler) if handler else app
+        self.cut_short = cut_short
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = ended = False
+        start: Message | None = None
 
-        async def send_noting(message: Message) -> None:
-            nonlocal begun, ended
-            begun = begun or message["type"] in STARTS
+        async def send_from_first_byte(message: Message) -> None:
+            nonlocal begun, ended, start
+            if message["type"] == "http.response.start" and not is_event_stream(message):
+                start = message
+                return
+            begun = begun or start is not None or message["type"] in STARTS
             ended = message["type"] == "http.response.body" and not message.get("more_body")
+            if start is not None:
+                held, start = start, None
+                await send(held)
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting)
-        except Exception:
+            await self.app(scope, receive, send_from_first_byte)
+        except Exception as error:
+            add_right_way(error)
             answerable = scope["type"] == "http" or can_deny(scope)
             if not ended and (begun or not answerable):
                 raise  # too late for an answer: the server logs it and closes the connection
@@ -203,8 +219,16 @@ class ErrorBoundary:
             if begun or scope["type"] != "http":
                 return
             logger.error("A request was not answered")
+        finally:
+            if begun and not ended and scope["type"] == "http":
+                self.cut_short()
         if not begun:
             await problem(500, "Internal server error")(scope, receive, send)
+
+
+def is_event_stream(start: Message) -> bool:
+    kind: bytes = dict(start.get("headers", ())).get(b"content-type", b"")
+    return kind.startswith(b"text/event-stream")
 
 
 def completed(own: Iterable[Header], identifier: str, ours: Iterable[Header]) -> list[Header]:

@@ -129,14 +129,14 @@ def newly_orphaned(
     counts: Counter[tuple[str, str]] = Counter()
     for reference, orphans in before.items():
         counts[reference.table, reference.parent] += orphans.rows
-    gone = sum(count for names, count in counts.items() if not new.issuperset(names))
+    gone = sum(count for names, count in counts.items() if (old - new).intersection(names))
     broken = {}
     for reference, orphans in after.items():
         names = (reference.table, reference.parent)
         known = min(orphans.rows, counts[names])
         counts[names] -= known
         unknown = orphans.rows - known
-        if not old.issuperset(names):
+        if (new - old).intersection(names):
             moved = min(unknown, gone)
             gone, unknown = gone - moved, unknown - moved
         if unknown or (orphans.reason and reference not in before):

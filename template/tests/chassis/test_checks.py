@@ -397,6 +397,21 @@ def test_the_lock_has_to_be_there_and_in_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(GIT is None, reason="needs git")
+def test_a_conflict_that_is_left_is_found(tmp_path: Path) -> None:
+    (tmp_path / "railway.json").write_text("{}\n")
+    assert deployment.unsettled(tmp_path).status == "ok"
+
+    # in parts, as this file is one that is looked into
+    marked = f"{'<' * 7} before updating\na\n{'=' * 7}\nb\n{'>' * 7} after updating"
+    (tmp_path / "railway.json").write_text(f"{marked}\n")
+    (tmp_path / "Dockerfile").write_text(f"FROM x\n{marked}\n")
+    (tmp_path / ".github" / "workflows").mkdir(parents=True)
+    (tmp_path / ".github" / "workflows" / "ci.yml.rej").write_text("x\n")
+    found = deployment.unsettled(tmp_path)
+    assert found.status == "failed"
+    assert "in .github/workflows/ci.yml.rej, Dockerfile, railway.json" in found.verdict
+
+
 def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
     assert GIT is not None
     assert deployment.env_file(tmp_path).status == "skipped"

@@ -59,7 +59,7 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         config = Config(
             self.wsgi,
             loop="uvloop",
-            http="httptools",
+            http="app.chassis.patience:PatientProtocol",
             lifespan="on",
             log_config=None,
             access_log=False,

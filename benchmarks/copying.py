@@ -124,5 +124,11 @@ def fleet(effort: Effort) -> Result:
 
 def trackbed_fleet(*arguments: str | Path, cwd: Path) -> float:
     return sides.run(
-        sys.executable, "-m", "trackbed.cli", *arguments, cwd=cwd, PYTHONPATH=str(sides.ROOT)
+        sys.executable,
+        "-m",
+        "trackbed.cli",
+        "fleet",
+        *arguments,
+        cwd=cwd,
+        PYTHONPATH=str(sides.ROOT),
     )

@@ -76,7 +76,7 @@ def context() -> multiprocessing.context.BaseContext:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["fleet.render"])
+    forkserver.set_forkserver_preload(["trackbed.render"])
     return forkserver
 
 

@@ -523,13 +523,24 @@ def contents(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def require_refused(project: Path, directory: Path, message: str) -> None:
+def require_refused(project: Path, directory: Path, message: str, **variables: str) -> None:
     """One clear line, and the end."""
-    with Service(project, directory) as service:
+    with Service(project, directory, **variables) as service:
         assert service.ended() == 1
         assert message in service.output()
         assert "Traceback" not in service.output()
         assert service.output().count("\n") == 1
+
+
+@as_root
+def test_code_that_the_service_may_not_read_is_one_line(project: Path, tmp_path: Path) -> None:
+    code = project / "app"
+    mode = code.stat().st_mode
+    code.chmod(0o750)
+    try:
+        require_refused(project, tmp_path, "cannot be read as uid 10001", APP_UID="10001")
+    finally:
+        code.chmod(mode)
 
 
 def test_a_truncated_database_is_never_taken_for_one(project: Path, tmp_path: Path) -> None:

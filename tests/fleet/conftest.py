@@ -37,7 +37,7 @@ def run_fleet(isolation: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
             **variables,
         }
         return subprocess.run(
-            [sys.executable, "-m", "trackbed.cli", *map(str, arguments)],
+            [sys.executable, "-m", "trackbed.cli", "fleet", *map(str, arguments)],
             cwd=cwd or cache,
             env={name: value for name, value in environment.items() if value is not None},
             stdin=subprocess.DEVNULL,

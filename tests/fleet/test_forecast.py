@@ -147,7 +147,7 @@ def test_a_revision_that_is_not_there(
     make_service: Callable[..., Path], small: Path, run_fleet: Run
 ) -> None:
     done = run_fleet("forecast", make_service("service"), "--to", "0.9.0", cwd=small)
-    message = "trackbed-fleet: the template has no tag, branch or commit 0.9.0\n"
+    message = "trackbed: the template has no tag, branch or commit 0.9.0\n"
     assert (done.returncode, done.stderr) == (2, message)
 
 

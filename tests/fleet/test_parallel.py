@@ -43,7 +43,14 @@ def test_results_are_in_order_and_failures_are_their_own(
 
 
 def test_a_bar_on_a_terminal(make_service, run_fleet: Run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = [sys.executable, "-m", "trackbed.cli", "forecast", str(make_service("service"))]
+    command = [
+        sys.executable,
+        "-m",
+        "trackbed.cli",
+        "fleet",
+        "forecast",
+        str(make_service("service")),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     output = pexpect.run(
         " ".join(command), env=environment, cwd=str(tmp_path), timeout=300, encoding="utf-8"

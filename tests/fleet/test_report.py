@@ -155,9 +155,9 @@ def test_it_is_refused_before_the_work(run_fleet: Run, tmp_path: Path, owner: Pa
     rules.write_text("mistaken", encoding="utf-8")
     done = run_fleet("report", "no/report.html", "/nowhere", "--rules", rules, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "trackbed-fleet: no/report.html: No such file or directory\n"
+    assert done.stderr == "trackbed: no/report.html: No such file or directory\n"
     done = run_fleet("report", "report.html", "/nowhere", "--ownership", rules, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "trackbed-fleet: --ownership is for --drift\n")
+    assert (done.returncode, done.stderr) == (2, "trackbed: --ownership is for --drift\n")
 
 
 def test_an_earlier_report_is_replaced_at_once(

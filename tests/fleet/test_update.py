@@ -151,4 +151,4 @@ def test_a_mistaken_command_is_a_line(
     run_fleet: Run,
 ) -> None:
     done = run_fleet("update", make_service("service"), *arguments, cwd=small)
-    assert (done.returncode, done.stderr) == (2, f"trackbed-fleet: {message}\n")
+    assert (done.returncode, done.stderr) == (2, f"trackbed: {message}\n")

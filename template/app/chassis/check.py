@@ -70,7 +70,7 @@ def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
     os.environ.update({name: before[name] for name in KEPT if name in before})
     os.environ.update(variables)
     # what is about to be deployed is production, unless it says otherwise
-    if "RAILWAY_ENVIRONMENT_ID" not in variables:
+    if not variables.get("RAILWAY_ENVIRONMENT_ID", "").strip():
         os.environ.setdefault("ENVIRONMENT", "production")
     try:
         yield

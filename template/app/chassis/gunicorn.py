@@ -9,6 +9,7 @@ import gc
 import os
 
 from app.chassis import deadlines, logs
+from app.chassis import shared as shared  # before the fork, which is what makes it shared
 
 worker_class = "app.chassis.worker.Worker"
 timeout = 30

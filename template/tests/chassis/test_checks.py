@@ -358,12 +358,22 @@ def test_every_start_command_is_the_same(tmp_path: Path) -> None:
     assert by_id([deployment.start_command(tmp_path)])["deploy.start-command"].status == "failed"
 
 
-def test_railway_json_is_a_warning_from_december(tmp_path: Path) -> None:
-    assert deployment.railway_json(date(2026, 12, 1), tmp_path).status == "ok"
-    (tmp_path / "railway.json").touch()
-    assert deployment.railway_json(date(2026, 11, 30), tmp_path).status == "ok"
-    late = by_id([deployment.railway_json(date(2026, 12, 1), tmp_path)])
-    assert late["deploy.railway-json"].status == "warning"
+def test_railway_json_is_a_warning_from_december_unless_something_reads_it(tmp_path: Path) -> None:
+    november, december = date(2026, 11, 30), date(2026, 12, 1)
+    file, program = tmp_path / "railway.json", tmp_path / ".railway" / "railway.py"
+    program.parent.mkdir()
+    program.write_text("# the values of railway.json", encoding="utf-8")
+    assert deployment.railway_json(december, tmp_path).status == "ok"
+    file.touch()
+    assert deployment.railway_json(december, tmp_path).status == "skipped"
+    (tmp_path / ".git").mkdir()
+    assert deployment.railway_json(november, tmp_path).status == "ok"
+    assert deployment.railway_json(december, tmp_path).status == "warning"
+
+    program.write_text('FILE = ROOT / "railway.json"', encoding="utf-8")
+    assert deployment.railway_json(december, tmp_path).status == "ok"
+    file.unlink()
+    assert deployment.railway_json(november, tmp_path).status == "failed"
 
 
 def test_the_lock_has_to_be_there_and_in_step(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def docs(settings: ChassisSettings) -> Finding:
 def draining(settings: ChassisSettings, variables: Mapping[str, str]) -> Finding:
     """Whether a stop has the time that it needs; railway.json can set it as well."""
     name = "deploy.draining"
-    value = variables.get(DRAINING, "")
+    value = variables.get(DRAINING, "").strip()
     if not settings.on_railway:
         return skipped(name, "not on Railway")
     if not value.isdecimal():

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.chassis.conversations.models import Message
-from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn
+from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn, is_blank
 from app.chassis.database import Database, DatabaseBusyError
 from app.chassis.streaming import Events, ServerSentEvent
 from app.chassis.times import now
@@ -169,6 +169,8 @@ class Replies:
             async with aclosing(self.provider.stream(turns)) as pieces:
                 async for text in pieces:
                     reply.add(text)
+            if is_blank(reply.text):
+                raise ProviderError("The model has given no answer; ask again")
             status = "complete"
         except ProviderError as error:
             problem = str(error)

@@ -13,7 +13,7 @@ from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
 from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
-from app.chassis.conversations.turns import Turn
+from app.chassis.conversations.turns import Turn, is_blank
 from app.chassis.database import Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
 from app.chassis.routing import DatabaseRoute
@@ -26,7 +26,10 @@ PAGE: Final = 100
 """Threads or messages in one answer."""
 
 HISTORY: Final = 50
-"""Messages of a thread that the provider is given: the newest."""
+"""Maximum number of a thread's messages that the provider is given: the newest."""
+
+HISTORY_BYTES: Final = 180_000
+"""Maximum size of these in UTF-8, for a model that takes 200,000 tokens: none is under a byte."""
 
 MAX_TEXT: Final = 32_000
 """Characters of a message."""
@@ -36,7 +39,7 @@ Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 def not_blank(text: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("must not be blank")
     return text
 
@@ -240,14 +243,26 @@ def newest_messages(
 
 
 def history(session: Session, thread_id: int) -> list[Turn]:
-    """What the provider is given: it starts with a message of the person's."""
-    turns = [
-        Turn(message.role, message.text)
-        for message in newest_messages(session, thread_id, HISTORY)
-        if message.text
-    ]
-    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-    return turns[first:]
+    """Return what the provider is given of a thread, without what it would refuse.
+
+    Blank messages are left out, messages that then follow one of the same person become one, and
+    the first is the person's. What is too old or does not fit is left out as a whole.
+    """
+    turns: list[Turn] = []
+    room = HISTORY_BYTES
+    for message in reversed(newest_messages(session, thread_id, HISTORY)):
+        if is_blank(message.text):
+            continue
+        room -= len(message.text.encode())
+        if turns and room < 0:
+            break
+        if turns and turns[-1].role == message.role:
+            turns[-1] = Turn(message.role, f"{message.text}\n\n{turns[-1].text}")
+        else:
+            turns.append(Turn(message.role, message.text))
+    if turns[-1].role == "assistant":
+        turns.pop()
+    return turns[::-1]
 
 
 def describe(message: Message) -> MessageOut:

@@ -78,15 +78,76 @@ def test_a_long_conversation_is_cut_at_a_message_of_the_persons(
     assert model.asked[-1] == [("user", "second")]
 
 
-def test_an_answer_without_a_word_is_left_out(service: Service, model: Model) -> None:
+BLANK = ["", "\n\n", "\u3000\u00a0", "\u200b", " \ufeff\x00\u2060"]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_a_blank_answer_is_an_error_and_not_sent_again(
+    service: Service, model: Model, text: str
+) -> None:
     thread = service.thread_id()
-    model.pieces = [ProviderError("Nothing")]
+    model.pieces = [text]
     with service.chat(thread, "first") as stream:
-        stream.rest()
+        *_, last = stream.rest()
+    model.pieces = ["Hello"]
+    with service.chat(thread, "second") as stream:
+        assert stream.rest()[-1].name == "done"
+
+    assert last.name == "error"
+    assert last.data["detail"] == "The model has given no answer; ask again"
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", text)
+    assert model.asked[-1] == [("user", "first\n\nsecond")]
+
+
+def test_a_blank_answer_that_nobody_waited_for_is_not_sent_again(
+    service: Service, model: Model
+) -> None:
+    thread = service.thread_id()
+    model.pieces = ["\n\n", threading.Event()]
+    with service.chat(thread, "first") as stream:
+        stream.next()
+    service.until(lambda: shown(service.messages(thread))[1][1] == "interrupted")
+    model.pieces = ["Hello"]
     with service.chat(thread, "second") as stream:
         stream.rest()
 
-    assert model.asked[-1] == [("user", "first"), ("user", "second")]
+    assert model.asked[-1] == [("user", "first\n\nsecond")]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_what_an_earlier_release_has_kept_is_not_sent(
+    service: Service, model: Model, text: str
+) -> None:
+    thread = service.thread_id()
+    rows = [("assistant", "of before"), ("user", "one"), ("assistant", text), ("user", "two")]
+    rows += [("assistant", "Hello"), ("user", text), ("assistant", "still there?")]
+    with service.app.state.database.write() as session:
+        for role, kept in rows:
+            row = {"thread_id": thread, "role": role, "status": "complete", "text": kept}
+            session.add(Message(**row))
+            session.flush()
+    with service.chat(thread, "three") as stream:
+        stream.rest()
+
+    assert model.asked[-1] == [
+        ("user", "one\n\ntwo"),
+        ("assistant", "Hello\n\nstill there?"),
+        ("user", "three"),
+    ]
+    assert len(service.messages(thread)) == len(rows) + 2
+
+
+def test_what_is_too_long_for_the_model_is_left_out_from_its_beginning(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "HISTORY_BYTES", 20)
+    thread = service.thread_id()
+    model.pieces = ["ü" * 8]
+    for text in ("first", "second", "x" * 30):
+        with service.chat(thread, text) as stream:
+            stream.rest()
+
+    assert model.asked == [[("user", "first")], [("user", "second")], [("user", "x" * 30)]]
 
 
 def test_one_answer_at_a_time(service: Service, model: Model) -> None:

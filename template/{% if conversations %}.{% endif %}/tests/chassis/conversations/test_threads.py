@@ -88,7 +88,7 @@ def test_messages_go_with_their_thread(client: TestClient, settings: Settings) -
     database.dispose()
 
 
-@pytest.mark.parametrize("title", ["", " ", "x" * 201, None, 7])
+@pytest.mark.parametrize("title", ["", " ", "\u2060", "x" * 201, None, 7])
 def test_a_bad_title_is_refused(client: TestClient, title: object) -> None:
     thread = create(client, "good")
 
@@ -103,6 +103,7 @@ def test_a_bad_title_is_refused(client: TestClient, title: object) -> None:
         {},
         {"text": ""},
         {"text": " \n"},
+        {"text": "\u200b\u3000"},
         {"text": "x" * (MAX_TEXT + 1)},
         {"text": 7},
         {"text": "Hi", "role": "assistant"},

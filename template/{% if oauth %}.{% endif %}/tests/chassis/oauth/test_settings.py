@@ -70,7 +70,19 @@ def test_people_have_to_come_back_by_https(monkeypatch: pytest.MonkeyPatch, url:
 
 
 @pytest.mark.parametrize(
-    "value", ["*", "hunter2", "hunter2@", "@", "a@b@hunter2.com", "ann hunter2@x.com", "häns@x.de"]
+    "value",
+    [
+        "*",
+        "hunter2",
+        "hunter2@",
+        "@",
+        "a@b@hunter2.com",
+        "ann hunter2@x.com",
+        "häns@x.de",
+        "*@x.com",
+        "mailto:ann@x.com",
+        "@x.com.",
+    ],
 )
 def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ALLOWED_EMAILS", f"ann@example.com, {value}")

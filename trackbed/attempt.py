@@ -100,15 +100,19 @@ def has_markers(file: Path) -> bool:
 
 def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[Loss]:
     """Words that the service had added to the recorded version's files, and that are gone."""
-    gone = {name: vanished(project, name) for name in changed}
-    suspects = {name: words for name, words in gone.items() if words}
-    if not suspects:
+    if not any(vanished(project, name) for name in changed):
         return []
     original = scratch / render.PREFIX / job.directory.name
     with render.prepared(job.step.old, job.step.old, "", job.directory):
         render.copy(str(job.answers["_src_path"]), original, job.answers, trust=job.trust)
+    return lost_words(project, original, changed)
+
+
+def lost_words(project: Path, original: Path, changed: list[str]) -> list[Loss]:
+    """The same, where the recorded version is rendered already."""
     lost = []
-    for name, words in suspects.items():
+    for name in changed:
+        words = vanished(project, name)
         before = read_before(project, name)
         rendered = read_bytes(original / name)
         if before == rendered:

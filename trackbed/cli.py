@@ -1,10 +1,13 @@
 """The command `trackbed`: one service, and below `fleet` many."""
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
+from trackbed import personal, single
 from trackbed.errors import FleetError
 from trackbed.fleet import app as fleet_app
 from trackbed.git import isolate
@@ -18,12 +21,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(single.status)
+app.command()(single.diff)
+app.command()(single.notes)
+app.command()(single.update)
 app.add_typer(fleet_app)
 
 
 @app.callback()
-def top() -> None:
-    """Keep `fleet` a command of its own, however many others there are."""
+def enter(directory: single.Directory = None) -> None:
+    """Go to a directory before a command begins, as `git -C` does."""
+    if directory is not None:
+        try:
+            os.chdir(directory.expanduser())
+        except OSError as error:
+            raise FleetError(f"{directory}: {error.strerror}") from None
 
 
 def main() -> None:
@@ -38,7 +50,10 @@ def fleet() -> None:
 
 def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and a code where it is mistaken or interrupted."""
+    personal.shed()
     isolate()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         command()
     except FleetError as error:
@@ -49,6 +64,11 @@ def run(command: typer.Typer) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End as an interrupted command does, so that what was made for a while goes."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

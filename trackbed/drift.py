@@ -1,5 +1,7 @@
 """Which of the template's own files are not as the recorded version renders them."""
 
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +54,22 @@ def compare(rendered: Path, project: Path, ownership: Ownership, found: Drift) -
 def lines(file: Path) -> bytes:
     """Its content, however its lines end."""
     return read_bytes(file).replace(b"\r\n", b"\n")
+
+
+def patch(rendered: Path, project: Path, paths: Sequence[str], scratch: Path) -> str:
+    """Return what is different in some files, as git prints it; line endings are no difference."""
+    for side, directory in (("template", rendered), ("project", project)):
+        (scratch / side).mkdir(parents=True)
+        for name in paths:
+            if (directory / name).is_file() or (directory / name).is_symlink():
+                (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
+                (scratch / side / name).write_bytes(lines(directory / name))
+    options = ("--no-index", "--no-prefix", "--no-ext-diff", "--no-color", "--no-renames")
+    done = subprocess.run(
+        ["git", "diff", *options, "--", "template", "project"],
+        cwd=scratch,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    return done.stdout

@@ -111,13 +111,15 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
-def update(project: Path, target: str, *, trust: bool) -> None:
+def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
     copier.run_update(
-        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust
+        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust, **options
     )
 
 
-def copy(source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool) -> None:
+def copy(
+    source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool, **options: Any
+) -> None:
     """What a commit renders with the answers that an answers file has; its tasks are not run."""
     copier.run_copy(
         source,
@@ -129,4 +131,5 @@ def copy(source: str, destination: Path, recorded: Mapping[str, Any], *, trust: 
         quiet=True,
         skip_tasks=True,
         unsafe=trust,
+        **options,
     )

@@ -174,7 +174,7 @@ def clone(url: str, branch: str | None) -> Path:
     return directory
 
 
-def read_answers(service: Service, directory: Path) -> dict[str, Any]:
+def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict[str, Any]:
     """What was answered, with `_src_path` and `_commit`.
 
     Raises:
@@ -183,27 +183,27 @@ def read_answers(service: Service, directory: Path) -> dict[str, Any]:
     try:
         if service.path and service.branch and service.branch != checked_out(directory):
             inside = directory.relative_to(top(directory))
-            file = (inside / ANSWERS).as_posix()
+            file = (inside / name).as_posix()
             data = git(directory, "show", f"{service.branch}:{file}")
         else:
-            data = (directory / ANSWERS).read_text(encoding="utf-8")
+            data = (directory / name).read_text(encoding="utf-8")
         answers = yaml.load(data, Loader=YamlLoader)
     except FileNotFoundError:
-        raise ServiceError(f"no {ANSWERS}: not made with Copier, or not kept up") from None
+        raise ServiceError(f"no {name}: not made with Copier, or not kept up") from None
     except OSError as error:
-        raise ServiceError(f"{ANSWERS}: {error.strerror}") from None
+        raise ServiceError(f"{name}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ServiceError(f"{ANSWERS} is not UTF-8") from None
+        raise ServiceError(f"{name} is not UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise ServiceError(f"{ANSWERS} is no valid YAML{place}") from None
+        raise ServiceError(f"{name} is no valid YAML{place}") from None
     if not isinstance(answers, dict) or not all(isinstance(key, str) for key in answers):
-        raise ServiceError(f"{ANSWERS} holds no answers")
+        raise ServiceError(f"{name} holds no answers")
     try:
         json.dumps(answers, default=str)
     except (RecursionError, TypeError, ValueError):  # it holds itself, or keys are no texts
-        raise ServiceError(f"{ANSWERS} holds what is no answer") from None
+        raise ServiceError(f"{name} holds what is no answer") from None
     return answers
 
 

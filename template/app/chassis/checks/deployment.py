@@ -27,6 +27,11 @@ START_COMMANDS: Final = {
     "Dockerfile": re.compile(r"^CMD +\[(.*)\]", re.MULTILINE),
 }
 
+CONFLICT: Final = re.compile(rb"^<{7} .*^>{7} ", re.MULTILINE | re.DOTALL)
+
+LARGEST_TEXT: Final = 1_000_000
+"""Bytes of a file that is still looked into."""
+
 
 def check() -> Iterator[Finding]:
     """What can be read in the repository, whatever the variables are."""
@@ -34,6 +39,7 @@ def check() -> Iterator[Finding]:
     yield start_command()
     yield railway_json(datetime.now(UTC).date())
     yield env_file()
+    yield unsettled()
 
 
 def lock_file(root: Path = PROJECT_ROOT) -> Finding:
@@ -122,3 +128,21 @@ def env_file(root: Path = PROJECT_ROOT) -> Finding:
             "git rm --cached .env, and replace the secrets",
         )
     return ok(name, ".env is not committed")
+
+
+def unsettled(root: Path = PROJECT_ROOT) -> Finding:
+    """Whether somebody has settled what an update or a merge has left in conflict."""
+    name = "deploy.conflicts"
+    files = [path for path in root.iterdir() if path.is_file()]
+    for place in ("app", "migrations", "tests", ".github", ".railway"):
+        files += [path for path in (root / place).rglob("*") if path.is_file()]
+    left = [
+        path.relative_to(root).as_posix()
+        for path in files
+        if path.suffix == ".rej"
+        or (path.stat().st_size < LARGEST_TEXT and CONFLICT.search(path.read_bytes()))
+    ]
+    if left:
+        shown = ", ".join(sorted(left))
+        return failed(name, f"conflicts are left in {shown}", "settle them, and delete *.rej files")
+    return ok(name, "no file has a conflict left in it")

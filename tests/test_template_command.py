@@ -161,6 +161,7 @@ def test_the_same_release_is_pushed_once(project: Path, tmp_path: Path) -> None:
     assert pushed(tmp_path) == first
 
 
+@pytest.mark.long
 def test_a_newer_release_replaces_what_only_the_workflow_has_made(
     project: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +188,10 @@ def test_a_newer_release_replaces_what_only_the_workflow_has_made(
     assert git(tmp_path / "origin.git", "rev-list", "--count", "template-update").strip() == "2"
 
 
-@pytest.mark.parametrize("how", ["commit", "amend", "merge"])
+@pytest.mark.parametrize(
+    "how",
+    ["commit", *(pytest.param(how, marks=pytest.mark.long) for how in ("amend", "merge"))],
+)
 def test_a_branch_on_which_somebody_has_worked_is_left_alone(
     project: Path, tmp_path: Path, how: str
 ) -> None:
@@ -274,6 +278,7 @@ def refused(project: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
     project: Path, releases: Path, tmp_path: Path
 ) -> None:
@@ -297,6 +302,7 @@ def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
     assert "lost         app/chassis/coalesce.py: precious" in told
 
 
+@pytest.mark.long
 def test_a_template_that_cannot_be_asked_is_a_failed_job(project: Path, tmp_path: Path) -> None:
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")

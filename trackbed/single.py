@@ -135,7 +135,7 @@ def update(
         if merged.changed:
             carry(trial)
     if as_json:
-        print(json.dumps(asdict(merged), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(merged), indent=2))
     else:
         print("\n".join(told(merged, project)))
     raise typer.Exit(not merged.clean)

@@ -1,11 +1,14 @@
 """The command `trackbed`: one service, and below `fleet` many."""
 
+import io
 import os
+import signal
 import sys
 
 import typer
 
-from trackbed.errors import FleetError
+from trackbed.bounded import stop
+from trackbed.errors import FleetError, printable
 from trackbed.fleet import app as fleet_app
 from trackbed.git import isolate
 
@@ -26,6 +29,21 @@ def top() -> None:
     """Keep `fleet` a command of its own, however many others there are."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command, after what it has started is ended and removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def interrupt(number: int, frame: object) -> None:
+    """End the programs that run, and with them the threads that wait for them."""
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    stop()
+    raise Interrupted(number)
+
+
 def main() -> None:
     """Run the command `trackbed`."""
     run(app)
@@ -39,11 +57,19 @@ def fleet() -> None:
 def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and a code where it is mistaken or interrupted."""
     isolate()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except FleetError as error:
-        print(f"trackbed: {error}", file=sys.stderr)
+        print(f"trackbed: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

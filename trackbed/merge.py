@@ -107,6 +107,7 @@ class Trial:
         merged.lost = lost_words(self.job, self.directory, self.original, merged.changed)
         if lock and MANIFEST in merged.changed and (where := self.lock_file()):
             merged.lock = self.renew_lock(where)
+            merged.changed = [name for _, name in statuses(self.directory)]
         return merged
 
     def clone(self) -> None:
@@ -248,6 +249,8 @@ class Trial:
             )
         except (OSError, bounded.Exceeded) as error:
             return f"uv lock failed: {error}; run it"
+        if file.parent != self.directory:  # the service is no member of what is locked there
+            (self.directory / LOCK).unlink(missing_ok=True)
         if done.code:
             file.write_bytes(before)
             return f"uv lock failed: {one_line(done.err.decode('utf-8', 'replace'))}"

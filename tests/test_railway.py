@@ -20,7 +20,7 @@ import railway_sdk
 
 import railway
 from railway import CONSTANTS, declared, evaluate, fill_in
-from support import AXES, Answers, constants, identify, load_json, pairwise
+from support import AXES, ROOT, Answers, constants, files, identify, load_json, pairwise
 
 Render = Callable[..., Path]
 
@@ -318,6 +318,29 @@ def test_railway_knows_every_key(render: Render) -> None:
     assert config.keys() <= {"$schema", "build", "deploy", "environments"}
     assert config["build"].keys() <= BUILD_KEYS
     assert config["deploy"].keys() <= DEPLOY_KEYS
+
+
+def test_the_command_needs_nothing_installed_but_uv(render: Render) -> None:
+    """Debian's, Ubuntu's and Homebrew's Python refuse `pip install`."""
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "hooks").iterdir(), ROOT / "README.md"]
+    texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    for name, page in files(render()).items():
+        texts[f"project/{name}"] = page.read_text(encoding="utf-8")
+    # a command stands at the beginning of its line, in a block or indented
+    found = [
+        (name, line)
+        for name, text in texts.items()
+        for line in re.findall(r"^ *(?:\S+ )*railway config (?:plan|apply)\b", text, re.MULTILINE)
+        if not re.search(r"[`.:,]", line)
+    ]
+    assert {name for name, _ in found} == {
+        "next_steps.jinja",
+        "project/.railway/railway.py",
+        "project/README.md",
+    }
+    for name, line in found:
+        assert line.strip().startswith("uv run --no-project --with railway-sdk railway "), name
+    assert not [name for name, text in texts.items() if "pip install railway-sdk" in text]
 
 
 def test_names(render: Render, tmp_path: Path) -> None:

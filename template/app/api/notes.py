@@ -10,12 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from app.chassis.database import Database, Reader, Writer
+from app.chassis.features import signed_in
 from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
 from app.chassis.times import UtcTime
 from app.models import Note
 
-router = APIRouter(prefix="/notes", tags=["notes"], route_class=DatabaseRoute)
+router = APIRouter(
+    prefix="/notes",
+    tags=["notes"],
+    route_class=DatabaseRoute,
+    # with sign-in for whoever has signed in, without it for everybody
+    dependencies=signed_in(),
+)
 
 POLL_SECONDS = 1.0
 PAGE = 100

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from app.chassis import features, replication
-from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 from app.settings import Settings
@@ -49,6 +49,7 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings += replication.check(settings)
         findings += features.check(settings)
         findings += deployment.check()
+        findings.append(routes.check(settings))
     return findings
 
 

@@ -152,8 +152,12 @@ def status(options: argparse.Namespace) -> int:
 
 def backup(options: argparse.Namespace) -> int:
     from app.chassis import backup as backups
+    from app.chassis import storage
 
     settings = load_settings()
+    if options.target is None and settings.app_uid is not None:
+        # as the service's user, also from a shell of root's: the service rotates these
+        storage.prepare(settings)
     copy = backups.backup(
         settings.database_path,
         options.target,

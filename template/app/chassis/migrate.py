@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from app.chassis import features
+from app.chassis import features, integrity
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
@@ -109,6 +109,11 @@ def current_revision(connection: sqlite3.Connection, schema: Schema) -> frozense
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
     query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
     return connection.execute(query, (name,)).fetchone() is not None
+
+
+def table_names(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows}
 
 
 def foreign_tables(connection: sqlite3.Connection) -> list[str]:
@@ -262,7 +267,8 @@ def run_alembic(database: Path, schema: Schema) -> None:
         logger.exception("Migration failed")
         raise StartupError(
             f"Database: the migration failed ({type(error).__name__}) and was rolled back; "
-            f"the log above says why. Correct the revision in {directory(schema)} and start again."
+            f"the log above says why. Correct the revision in {directory(schema)}, or the rows "
+            "that it stumbles over, and start again."
         ) from None
     heads = heads_of(read_revisions(schema.versions))
     logger.info("Database migrated to %s", ", ".join(sorted(heads)))
@@ -276,13 +282,13 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     """What each env.py does: run the revisions Alembic asks for in one transaction.
 
     Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it;
-    they are checked before the commit.
+    what a revision has broken is found before the commit. Rows that referred to none before it are
+    left as they are.
 
     Raises:
-        RuntimeError: A row refers to one that does not exist.
+        RuntimeError: Because of a revision, a row refers to one that does not exist.
     """
     from alembic import context
-    from sqlalchemy import text
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -297,6 +303,10 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     engine = migration_engine(file)
     try:
         with engine.begin() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            tables, orphans = table_names(driver), integrity.find_orphans(driver)
+            for line in integrity.describe(orphans):
+                logger.warning("Before the migration, and left as it is: %s", line)
             context.configure(
                 connection=connection,
                 target_metadata=metadata,
@@ -309,8 +319,10 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 process_revision_directives=accept_tables if existing else None,
             )
             context.run_migrations()
-            if broken := connection.execute(text("PRAGMA foreign_key_check")).first():
-                raise RuntimeError(f"table {broken[0]} has a row whose {broken[2]} is missing")
+            left = integrity.find_orphans(driver)
+            broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
+            if broken:
+                raise RuntimeError("; ".join(integrity.describe(broken)))
     finally:
         engine.dispose()
         file.close()

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -130,8 +131,9 @@ def require_readable(code: Path) -> None:
     An image has the modes of the checkout that it was built from, and a umask such as 027 keeps
     everybody but root out. The template's own Dockerfile opens them.
     """
-    for path in (code, *code.rglob("*")):
-        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+    for path in chain([code], code.rglob("*")):
+        readable = os.access(path, os.R_OK) and (path.is_file() or os.access(path, os.X_OK))
+        if not readable:
             raise StartupError(
                 f"Storage: {path} cannot be read as uid {os.geteuid()}. Let everybody read the "
                 "image's files: chmod -R a+rX . before it is built, or as its last step."

@@ -56,10 +56,12 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
     def make_server(self) -> "Server":
         from uvicorn import Config, Server
 
+        from app.chassis.bounds import BoundedProtocol
+
         config = Config(
             self.wsgi,
             loop="uvloop",
-            http="httptools",
+            http=BoundedProtocol,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -233,6 +233,13 @@ def test_copies_in_a_directory_are_named_after_the_time_and_rotated(
     assert len(list(directory.iterdir())) == 4
 
 
+def test_copies_of_one_second_do_not_collide(database: Database) -> None:
+    made = [backup(database.path, keep=9) for _ in range(3)]
+
+    found = copies(backups_directory(database.path), database.path)
+    assert sorted(copy.path for copy in found) == made
+
+
 @pytest.mark.parametrize("named", ["copy.db.gz", ""])
 def test_a_compressed_copy_comes_back(database: Database, tmp_path: Path, named: str) -> None:
     add_line(database, "kept")

@@ -233,6 +233,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
     assert answer.json()["checks"] == {
         "database": {"status": "ok"},
         "disk": {"status": "ok"},
+        "readers": {"status": "ok"},
         "well": {"status": "ok"},
         "measured": {"status": "ok", "details": {"queue": 3}},
         "late": {

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import exc
 
-from app.chassis import migrate, storage
+from app.chassis import integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.settings import ChassisSettings
@@ -36,7 +36,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
         yield pragmas(settings)
         connection = open_database(database)
         try:
-            yield integrity(connection)
+            yield from faults(connection)
             yield schema(connection)
         finally:
             connection.close()
@@ -82,15 +82,21 @@ def pragmas(settings: ChassisSettings) -> Finding:
     return ok("sqlite.pragmas", shown)
 
 
-def integrity(connection: sqlite3.Connection) -> Finding:
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        return failed(
-            "database.integrity",
-            " ".join(verdict.split()),
-            "restore it from a backup (README.md, Restore)",
+def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
+    """Rows that break a rule are a warning: the service works, and nothing else waits for them."""
+    damage, broken = integrity.find_faults(connection, quick=True)
+    if damage:
+        yield failed("database.integrity", damage, "restore it from a backup (README.md, Restore)")
+        return
+    yield ok("database.integrity", "SQLite finds no damage")
+    if broken:
+        yield warning(
+            "database.rows",
+            "; ".join(broken),
+            "correct or delete them: README.md, When something is wrong",
         )
-    return ok("database.integrity", "SQLite finds no damage")
+    else:
+        yield ok("database.rows", "no row breaks a rule of its table")
 
 
 def schema(connection: sqlite3.Connection) -> Finding:

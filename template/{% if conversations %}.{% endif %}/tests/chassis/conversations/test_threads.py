@@ -125,6 +125,22 @@ def test_the_longest_message_is_taken(client: TestClient) -> None:
     assert client.get(f"/threads/{thread}").json()["messages"][0]["text"] == text
 
 
+def test_threads_of_a_person_are_bounded(client: TestClient, app: FastAPI) -> None:
+    replies = app.state.replies
+    replies.settings = replies.settings.model_copy(update={"max_threads_per_person": 2})
+    first = create(client, "first")
+    create(client, "second")
+
+    refused = client.post("/threads")
+    assert refused.status_code == 409
+    assert refused.json()["detail"] == "You have 2 threads, as many as one may have; delete one"
+    app.dependency_overrides[owner] = lambda: 2
+    create(client, "of another")
+    app.dependency_overrides[owner] = lambda: 1
+    client.delete(f"/threads/{first}")
+    create(client, "third")
+
+
 def requests_for(client: TestClient, thread: int) -> dict[str, int]:
     """The status of every request that a thread's path takes."""
     path = f"/threads/{thread}"

@@ -29,7 +29,7 @@ def top() -> None:
     """Keep `fleet` a command of its own, however many others there are."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(BaseException):
     """A signal that ends the command, after what it has started is ended and removed."""
 
     def __init__(self, number: int) -> None:
@@ -41,7 +41,7 @@ def interrupt(number: int, frame: object) -> None:
     """End the programs that run, and with them the threads that wait for them."""
     signal.signal(number, signal.SIG_IGN)  # once is enough
     stop()
-    raise Interrupted(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -24,6 +25,7 @@ WHOLE = 8 * LONGEST
 # the longer ones are prose
 ANSWER = 30
 # the last four are the full-width ones
+LOGGED = re.compile(r"#(?=#\[|#vso\[)")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -74,7 +76,7 @@ def quiet(text: str) -> str:
     def escaped(found: Any) -> str:
         return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
 
-    return UNSAFE.sub(escaped, text)
+    return LOGGED.sub(r"\\u0023", UNSAFE.sub(escaped, text))
 
 
 def as_json_text(document: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -62,6 +63,7 @@ def is_url(text: str) -> bool:
     return bool(found) and "@" in text.partition(":")[0]
 
 
+@lru_cache
 def parse(address: str) -> Address:
     """Take an address apart, as git and curl do.
 

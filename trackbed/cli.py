@@ -39,7 +39,7 @@ def enter(directory: single.Directory = None) -> None:
             raise FleetError(f"{directory}: {error.strerror}") from None
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(BaseException):
     """A signal that ends the command, after what it has started is ended and removed."""
 
     def __init__(self, number: int) -> None:
@@ -51,7 +51,7 @@ def interrupt(number: int, frame: object) -> None:
     """End the programs that run, and with them the threads that wait for them."""
     signal.signal(number, signal.SIG_IGN)  # once is enough
     stop()
-    raise Interrupted(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,10 @@ ANSWERS_SIZE = 256 * 1024
 VALUES = 10_000
 """Maximum number of values in an answers file, each counted as often as it is referred to."""
 DEPTH = 20
+LEVELS = 100
+NESTING = (b"[", b"{", b"-", b"?")
+FEW = 400
+"""Number of signs that open a level, up to which a document cannot be dangerously deep."""
 HEAD_SIZE = 1000
 LATEST = "refs/trackbed/latest"
 """Name, in a clone of the cache, of the commit that the address had last."""
@@ -70,7 +75,7 @@ def expand(text: str) -> Iterable[Service]:
     inside = [
         child
         for child in sorted(path.iterdir())
-        if answers_files(child) or (not one and os.path.lexists(child / ".git"))
+        if (not one and os.path.lexists(child / ".git")) or answers_files(child)
     ]
     return [local(child) for child in inside] or [local(path)]
 
@@ -133,7 +138,7 @@ def where(service: Service) -> str:
     return f"{place}#{service.branch}" if service.branch else place
 
 
-def cache() -> Path:
+def cache_directory() -> Path:
     """Where clones of addresses are kept: TRACKBED_FLEET_CACHE, or the user's cache."""
     if chosen := os.environ.get("TRACKBED_FLEET_CACHE"):
         return Path(chosen)
@@ -151,11 +156,22 @@ def open_repository(service: Service) -> Path:
     path = Path(service.path or "")
     if not path.is_dir():
         raise ServiceError("no such directory")
-    for part in (path, *path.parents):
-        if part.is_symlink() and any((above / ".git").exists() for above in part.parents):
-            raise ServiceError(f"{part.name} is a symbolic link in a repository: not followed")
+    if link := committed_link(path):
+        raise ServiceError(f"{link} is a symbolic link in a repository: not followed")
     top(path)
     return path
+
+
+def committed_link(path: Path) -> str | None:
+    """The name of a link on the way to a directory that stands in a repository."""
+    if path.is_symlink() and any((above / ".git").exists() for above in path.parents):
+        return path.name
+    return link_above(path.parent)
+
+
+@cache
+def link_above(path: Path) -> str | None:
+    return None if path == path.parent else committed_link(path)
 
 
 def top(path: Path) -> Path:
@@ -170,7 +186,7 @@ def clone(url: str, branch: str | None) -> Path:
     """The newest commit of an address, in the cache. No file of it is checked out."""
     key = sha256(f"{url}#{branch}".encode()).hexdigest()[:12]
     name = re.sub(r"\W+", "-", PurePosixPath(url.rstrip("/")).stem).strip("-")
-    directory = cache() / f"{name}-{key}"
+    directory = cache_directory() / f"{name}-{key}"
     options = ["--quiet", "--depth=1", "--no-tags", "--force", "--no-write-fetch-head"]
     refspec = f"{f'refs/heads/{branch}' if branch else 'HEAD'}:{LATEST}"
 
@@ -230,9 +246,9 @@ def find_answers(
     """
     if committed(service, directory):
         return committed_answers(service, directory, ours)
-    inside = directory.relative_to(top(directory))
+    root = top(directory)
     try:
-        with directory_within(top(directory), inside) as opened:
+        with directory_within(root, directory.relative_to(root)) as opened:
             names = filter(ANSWERS_NAME.fullmatch, os.listdir(opened))
             return choose(
                 sorted(names), lambda name: read_in(opened, name, ANSWERS_SIZE), directory, ours
@@ -321,7 +337,10 @@ def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict
 def parse(name: str, data: bytes) -> dict[str, Any]:
     """The answers that a file holds. Raises ServiceError."""
     try:
-        loader = YamlLoader(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if sum(map(data.count, NESTING)) > FEW:
+            require_few_levels(text)
+        loader = YamlLoader(text)
         try:
             node = loader.get_single_node()
             if b"*" in data and values(node) > VALUES:
@@ -346,6 +365,18 @@ def parse(name: str, data: bytes) -> dict[str, Any]:
     except (RecursionError, TypeError, ValueError):  # it holds itself, or keys are no texts
         raise ServiceError(f"{name} holds what is no answer") from None
     return answers
+
+
+def require_few_levels(text: str) -> None:
+    """Raises ValueError: a document is so deep that the library's own code in C would crash."""
+    level = 0
+    for event in yaml.parse(text, Loader=YamlLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            level += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level -= 1
+        if level > LEVELS:
+            raise ValueError("too deep")
 
 
 def require_shallow(value: Any, room: int = DEPTH) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -24,13 +25,13 @@ WHOLE = 8 * LONGEST
 # the longer ones are prose
 ANSWER = 30
 # the last four are the full-width ones
+LOGGED = re.compile(r"#(?=#\[|#vso\[)")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def show(found: Findings[Any], *, as_json: bool) -> None:
     if as_json:
-        document = finite(found.document())
-        print(quiet(json.dumps(document, indent=2, ensure_ascii=False, default=plain)))
+        print(quiet(as_json_text(found.document())))
         return
     console = Console()
     columns, row = FORMS[found.command]
@@ -75,7 +76,15 @@ def quiet(text: str) -> str:
     def escaped(found: Any) -> str:
         return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
 
-    return UNSAFE.sub(escaped, text)
+    return LOGGED.sub(r"\\u0023", UNSAFE.sub(escaped, text))
+
+
+def as_json_text(document: dict[str, Any]) -> str:
+    options: dict[str, Any] = {"indent": 2, "ensure_ascii": False, "default": plain}
+    try:
+        return json.dumps(document, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(finite(document), **options)
 
 
 def finite(value: Any) -> Any:

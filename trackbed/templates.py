@@ -22,7 +22,7 @@ from trackbed.releases import (
     read_releases,
     tagged_releases,
 )
-from trackbed.services import cache
+from trackbed.services import cache_directory
 
 RECORDED = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
 """Names of tags that a service may record; others would be orders to git's search."""
@@ -107,7 +107,7 @@ def repository(address: str, *, stranger: bool = False) -> Path:
                 raise ServiceError(f"the template is gone: {shown(address)}")
             return path
     env = {"GIT_ALLOW_PROTOCOL": STRANGERS_PROTOCOLS} if stranger else None
-    mirror = cache() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
+    mirror = cache_directory() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
     try:
         if mirror.is_dir():
             git(mirror, *at(mirror), "fetch", "--quiet", "--prune", "--force", env=env)

@@ -243,3 +243,239 @@ def test_nothing_that_a_service_holds_is_run(
         assert outcomes[name]["outcome"] == "updated", (name, outcomes[name])
     for path, row in zip(paths, outcomes.values(), strict=True):
         assert row["outcome"] == "updated" or row["problem"], path
+
+
+NOTHING_READ = {
+    "link": "is a symbolic link: not followed",
+    "device": "is a symbolic link: not followed",
+    "pipe": "is no regular file",
+    "directory": "is no regular file",
+    "large": "is larger than 256 kB",
+    "aliases": "holds more than 10000 values",
+    "merges": "holds more than 10000 values",
+    "deep": "holds what is no answer",
+    "nested": "holds what is no answer",
+    "dashes": "holds what is no answer",
+    "keys": "holds what is no answer",
+    "date": "holds what is no answer",
+    "digits": "holds what is no answer",
+    "integer": "holds what is no answer",
+    "octal": "holds what is no answer",
+    "tag": "is no valid YAML",
+}
+
+
+def hostile_answers(service: Path, name: str, secret: Path) -> None:
+    """Put something in the place of the answers file."""
+    file = service / ANSWERS
+    file.unlink()
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    merges = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    texts = {
+        "large": "a: " + "x" * 300_000,
+        "aliases": bomb,
+        "merges": merges,
+        "deep": "a: " + "[" * 400 + "]" * 400,
+        "nested": "a: " + "[" * 100_000,
+        "dashes": "a:\n" + "- " * 100_000,
+        "keys": "? " * 100_000,
+        "date": "_commit: 2026-13-45\n",
+        "digits": f"workers: {'9' * 5000}\n",
+        "integer": "workers: 0x" + "f" * 5000,
+        "octal": "workers: !!int ''\n",
+        "tag": "a: !!python/object/apply:os.system ['true']\n",
+    }
+    match name:
+        case "link":
+            file.symlink_to(secret)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "pipe":
+            os.mkfifo(file)
+        case "directory":
+            file.mkdir()
+        case _:
+            file.write_text(texts[name], encoding="utf-8")
+
+
+def test_answers_are_a_small_file_of_the_service(
+    fabricate: Callable[..., Path], owner: Path, run_fleet: Run, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("token: hunter2\n_src_path: gh:acme/trackbed\n", encoding="utf-8")
+    for name in NOTHING_READ:
+        hostile_answers(fabricate(name), name, secret)
+    services = fabricate("good").parent
+    (services / "elsewhere").symlink_to(tmp_path)
+
+    done = run_fleet("inventory", "--json", services, cwd=owner)
+
+    found = rows(done)
+    for name, reason in NOTHING_READ.items():
+        assert reason in found[name]["problem"], name
+    assert found["good"]["behind"] == 1
+    assert "hunter2" not in done.stdout
+
+
+def test_committed_answers_are_too(
+    make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("token: hunter2\n", encoding="utf-8")
+    repos = tmp_path / "repos.toml"
+    names = ["link", "large", "aliases", "date"]
+    for name in names:
+        service = make_service(name)
+        git(service, "switch", "--quiet", "--create", "other")
+        hostile_answers(service, name, secret)
+        commit(service, "Hostile")
+        git(service, "switch", "--quiet", "main")
+    repos.write_text(
+        "".join(f'[[service]]\npath = "services/{name}"\nbranch = "other"\n' for name in names)
+    )
+
+    found = rows(run_fleet("inventory", "--json", "--repos", repos, cwd=small))
+
+    for name in names:
+        assert NOTHING_READ[name] in found[name]["problem"]
+
+
+def test_a_directory_of_a_monorepo_that_leads_out(
+    make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
+) -> None:
+    private = make_service("private")
+    mono = tmp_path / "mono"
+    (mono / "services").mkdir(parents=True)
+    (mono / "services" / "evil").symlink_to(private)
+    (mono / "services" / "up").symlink_to(private / "app")
+    commit(mono, "Links")
+    paths = [mono / "services", mono / "services" / "evil", mono / "services" / "up"]
+
+    for command in ("inventory", "drift", "forecast"):
+        found = rows(run_fleet(command, "--json", *paths, cwd=small))
+        for name in ("evil", "up"):
+            assert "is a symbolic link in a repository: not followed" in found[name]["problem"]
+
+
+@pytest.mark.parametrize("link", ["app", "app/chassis", "app/main.py", "notes"])
+def test_a_link_that_leads_out_is_not_written_through(
+    link: str, make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "chassis").mkdir(parents=True)
+    (outside / "main.py").write_text("app = None\n", encoding="utf-8")
+    service = make_service("service")
+    git(service, "rm", "--quiet", "-r", "--ignore-unmatch", link)
+    target = outside / "main.py" if link.endswith(".py") else outside
+    (service / link).parent.mkdir(parents=True, exist_ok=True)
+    (service / link).symlink_to(target)
+    commit(service, "A link")
+
+    [row] = rows(run_fleet("update", "--no-test", "--json", service, cwd=small)).values()
+    run_fleet("drift", "--json", service, cwd=small)
+
+    assert row["problem"] == f"a symbolic link leads out of the repository: {link}"
+    assert sorted(file.name for file in outside.rglob("*")) == ["chassis", "main.py"]
+    assert (outside / "main.py").read_text(encoding="utf-8") == "app = None\n"
+
+
+ODD = [
+    "https://git.example/x\0y",
+    "https://[",
+    "https://git.example:99999/x",
+    "~nobody-of-that-name/x",
+    "http://git.example/x",
+    "https://git.example/../x",
+    "https://git.example/%2e%2e/x",
+    "git@host.invalid:x y",
+    "gh:../x",
+    "\0",
+    "x" * 5000,
+]
+
+
+def test_an_odd_address_or_commit_is_a_reason(
+    fabricate: Callable[..., Path], owner: Path, run_fleet: Run
+) -> None:
+    for number, text in enumerate(ODD):
+        fabricate(f"address-{number}", source=json.dumps(text))
+    commits = ["9" * 5000, "1.0-" + "9" * 5000 + "-gabc1234", "x" * 5000, "9.9.9", "HEAD"]
+    for number, text in enumerate(commits):
+        fabricate(f"commit-{number}", version=json.dumps(text))
+    services = fabricate("good").parent
+
+    found = rows(run_fleet("inventory", "--json", services, cwd=owner))
+
+    assert found["good"]["behind"] == 1
+    for name, row in found.items():
+        if name != "good":
+            assert row["unknown"], row
+            assert (row["version"], row["behind"]) == (None, None) or "address" in name
+
+
+def test_a_templates_odd_tags_are_left_out(
+    fabricate: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
+) -> None:
+    template = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(small), str(template))
+    blob = git(template, "hash-object", "-w", "copier.yml").strip()
+    git(template, "tag", "7.0.0", blob)
+    git(template, "tag", "9" * 200, "HEAD")
+    message = "a\N{LINE SEPARATOR}b\vc"
+    git(template, "commit", "--quiet", "--allow-empty", "--message", message)
+    git(template, "tag", "--annotate", "--message", message, "0.5.0")
+    service = fabricate("service", source="https://git.example/t", version="0.1.0")
+
+    done = run_fleet(
+        "inventory", "--json", service,
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0=f"url.{template}.insteadOf",
+        GIT_CONFIG_VALUE_0="https://git.example/t",
+    )  # fmt: skip
+
+    [row] = rows(done).values()
+    assert (row["version"], row["behind"], row["newest"]) == ("0.1.0", 2, "0.5.0")
+
+
+LOOP = """\
+_subdirectory: template
+x:
+  type: str
+  default: "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+"""
+FULL = """\
+_subdirectory: template
+x:
+  type: str
+  default: "{{ ('x' * 999999999) ~ ('y' * 999999999) ~ ('z' * 999999999) }}"
+"""
+
+
+@pytest.mark.long
+def test_a_template_without_end_costs_its_own_row_only(
+    make_service: Callable[..., Path], run_fleet: Run, tmp_path: Path, small: Path
+) -> None:
+    stand_ins = {}
+    for number, (name, text) in enumerate({"loop": LOOP, "full": FULL, "good": ""}.items()):
+        template = tmp_path / f"{name}-template"
+        git(tmp_path, "clone", "--quiet", str(small), str(template))
+        if text:
+            (template / "copier.yml").write_text(text, encoding="utf-8")
+        commit(template, "Another", tag="0.3.0")
+        recorded(make_service(name), _src_path=f"https://git.example/{name}.git")
+        stand_ins |= {
+            f"GIT_CONFIG_KEY_{number}": f"url.{template}.insteadOf",
+            f"GIT_CONFIG_VALUE_{number}": f"https://git.example/{name}.git",
+        }
+    services = tmp_path / "services"
+
+    done = run_fleet("forecast", "--json", services, GIT_CONFIG_COUNT="3", **stand_ins)
+
+    found = rows(done)
+    assert found["loop"]["problem"] == "it took more than 120 s of processor time"
+    assert found["full"]["problem"] == "Copier: it takes more memory than a service may"
+    assert found["good"]["problem"] is None

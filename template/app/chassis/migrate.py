@@ -195,12 +195,13 @@ def create_database(database: Path) -> None:
 
 def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
     """Return why a line of revisions cannot be run from its beginning to one end, if it cannot."""
+    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
+        names = ", ".join(sorted(missing))
+        return f"{names} is missing, and another one follows it; bring it back"
     heads = heads_of(revisions)
     if len(heads) > 1:
         names = ", ".join(sorted(heads))
         return f"{names} are all the newest; join them: `uv run alembic merge heads`"
-    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
-        return f"{', '.join(sorted(missing))} is followed by another one, and missing; bring it back"
     if revisions and not heads:
         return "each follows another one; one has to be the newest"
     return None

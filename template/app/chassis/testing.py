@@ -9,6 +9,7 @@ from app.chassis.settings import PROJECT_ROOT
 
 def required_variables(settings: type[BaseSettings]) -> dict[str, str]:
     """Return what .env.example says for the settings that have no default."""
-    required = [name.upper() for name, field in settings.model_fields.items() if field.is_required()]
+    fields = settings.model_fields.items()
+    required = [name.upper() for name, field in fields if field.is_required()]
     given = dotenv_values(PROJECT_ROOT / ".env.example") if required else {}
     return {name: value for name in required if (value := given.get(name))}

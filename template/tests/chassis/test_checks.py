@@ -152,7 +152,9 @@ def test_an_env_file_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
     assert found.keys() == {"APP_VERSION", "LOG_LEVEL", "VOLUME_PATH", "PORT", "DATABASE_URL"}
 
 
-@pytest.mark.parametrize("text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n'{SECRET}", "", '{"A": "\\u0000"}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n'{SECRET}", "", '{"A": "\\u0000"}']
+)
 def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text: str) -> None:
     file = tmp_path / "variables"
     file.write_text(text, encoding="utf-8")
@@ -185,7 +187,7 @@ def test_two_newest_revisions_are_said_and_refused(
         migrate.upgrade(settings.database_path)
     first.unlink()
     (migrate.VERSIONS / "other.py").write_text('revision = "b"\ndown_revision = "gone"\n')
-    assert "gone is followed by another one" in database.revisions().verdict
+    assert "gone is missing, and another one follows it" in database.revisions().verdict
 
 
 MOUNTS = """\

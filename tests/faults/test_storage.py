@@ -586,3 +586,24 @@ def revision(database: Path) -> str:
         return "migrated" if tables != (0,) else "no table"
     finally:
         connection.close()
+
+
+def test_the_log_says_why_once_for_all_workers(project: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Service(project, data, WORKERS="4") as service:
+        service.wait_until_healthy()
+        database = data / "app.db"
+        for _ in range(2):
+            kept = database.rename(data / "kept")
+            ask_on_new_connections(service, 40, 503)
+            kept.rename(database)
+            ask_on_new_connections(service, 40, 200)
+        reason = "ERROR   /health: database failed: the database file is missing"
+        assert service.output().count(reason) == 2
+        assert service.output().count("INFO    /health: all is well again") == 2
+
+
+def ask_on_new_connections(service: Service, number: int, status: int) -> None:
+    """Until each of the workers has most likely been asked."""
+    for _ in range(number):
+        assert httpx.get(f"{service.url}/health").status_code == status

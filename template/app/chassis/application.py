@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,6 +23,7 @@ from app.chassis.database import Database, DatabaseBusyError, is_unavailable
 from app.chassis.http import Edge, ErrorBoundary, Guard, problem
 from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
+from app.chassis.times import TimeError
 from app.chassis.verdict import HealthCheck
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def busy(_: Request, error: Exception) -> JSONResponse:
         logger.warning("The database was busy for too long")
         return problem(503, "The database is busy; try again", {"Retry-After": "1"})
+
+    @app.exception_handler(StatementError)
+    async def unstorable(_: Request, error: StatementError) -> JSONResponse:
+        if isinstance(error.orig, TimeError):
+            return problem(422, str(error.orig))
+        raise error
 
     @app.exception_handler(DatabaseError)
     async def unavailable(_: Request, error: DatabaseError) -> JSONResponse:

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.chassis.http import (
     CONTENT_POLICY,
@@ -21,6 +21,7 @@ from app.chassis.http import (
     problem,
 )
 from app.chassis.logs import request_id
+from app.chassis.patience import PatientProtocol
 
 HEAD_BYTES: Final = 32 * 1024
 """Most bytes of a request's first line and headers; Railway's edge lets no more through either."""
@@ -48,7 +49,7 @@ class TooMuch(Exception):  # noqa: N818, it never leaves this module
     """End of the parser's work on a connection."""
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(PatientProtocol):
     """uvicorn's protocol for one connection, with bounds."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -37,6 +37,7 @@ from app.chassis.sessions import (
 )
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 from app.chassis.threads import Threads, Work, call_each
+from app.chassis.times import STORED
 from app.chassis.verdict import Degraded
 
 logger = logging.getLogger(__name__)
@@ -428,6 +429,7 @@ def make_engine(
         max_overflow=overflow,
         pool_timeout=BUSY_TIMEOUT,
     )
+    engine.dialect.colspecs = {**engine.dialect.colspecs, **STORED}
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -126,19 +126,22 @@ def newly_orphaned(
             not new, if as many were in tables whose names are gone.
     """
     old, new = tables
-    counts: Counter[tuple[str, str]] = Counter()
-    for reference, orphans in before.items():
-        counts[reference.table, reference.parent] += orphans.rows
-    gone = sum(count for names, count in counts.items() if not new.issuperset(names))
+    # rows of a key that is gone: it may have another column, or its tables other names
+    gone: Counter[tuple[str, str]] = Counter()
+    for reference in before.keys() - after.keys():
+        gone[reference.table, reference.parent] += before[reference].rows
+    moved = sum(rows for names, rows in gone.items() if (old - new).intersection(names))
     broken = {}
     for reference, orphans in after.items():
         names = (reference.table, reference.parent)
-        known = min(orphans.rows, counts[names])
-        counts[names] -= known
-        unknown = orphans.rows - known
-        if not old.issuperset(names):
-            moved = min(unknown, gone)
-            gone, unknown = gone - moved, unknown - moved
+        unknown = max(0, orphans.rows - before.get(reference, Orphans(0)).rows)
+        known = min(unknown, gone[names])
+        gone[names] -= known
+        unknown -= known
+        if (new - old).intersection(names):
+            known = min(unknown, moved)
+            moved -= known
+            unknown -= known
         if unknown or (orphans.reason and reference not in before):
             broken[reference] = orphans
     return broken

@@ -13,7 +13,8 @@ import ast
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from alembic.operations import MigrationScript
+    from alembic.runtime.migration import MigrationContext
     from sqlalchemy import MetaData
     from sqlalchemy.schema import SchemaItem
 
@@ -37,6 +39,11 @@ VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
 ACCEPT_TABLES: Final = (
     "make a first revision that accepts them: "
     '`uv run alembic -x existing revision --autogenerate -m "what there was"`'
+)
+
+RENAME: Final = (
+    "give one a name of its own, or name all by all of their columns, with column_0_N_name in the "
+    "naming convention of app/models.py (docs/upgrading.md of the template, 0.4.0)"
 )
 
 
@@ -316,7 +323,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 include_object=belongs_to(schema),
                 # as if the database were empty, so that the revision makes what is there, too
                 include_name=(lambda *_: False) if existing else None,
-                process_revision_directives=accept_tables if existing else None,
+                process_revision_directives=directives(metadata, schema, existing=existing),
             )
             context.run_migrations()
             left = integrity.find_orphans(driver)
@@ -328,7 +335,61 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
         file.close()
 
 
-def accept_tables(_: object, __: object, scripts: "list[MigrationScript]") -> None:
+def directives(
+    metadata: "MetaData", schema: Schema, *, existing: bool
+) -> Callable[["MigrationContext", object, "list[MigrationScript]"], None]:
+    """Return what looks at a revision that Alembic has made by comparing."""
+
+    def look(context: "MigrationContext", _: object, scripts: "list[MigrationScript]") -> None:
+        from alembic.util import CommandError
+
+        if shared := shared_names(metadata):
+            raise CommandError(f"{'; '.join(shared)}. Alembic would see one of them: {RENAME}.")
+        for line in unseen_checks(context, metadata, schema):
+            logger.warning(line)
+        if existing:
+            accept_tables(scripts)
+
+    return look
+
+
+def shared_names(metadata: "MetaData") -> list[str]:
+    """Return a line for each name that several constraints or indexes of a table have."""
+    lines = []
+    for table in metadata.tables.values():
+        named = [one.name for one in table.constraints] + [one.name for one in table.indexes]
+        lines += [
+            f"{count} constraints of table {table.name} have the name {name}"
+            for name, count in Counter(named).items()
+            if count > 1 and isinstance(name, str)
+        ]
+    return lines
+
+
+def unseen_checks(
+    context: "MigrationContext", metadata: "MetaData", schema: Schema
+) -> Iterator[str]:
+    """Yield a line for each check constraint that is not in the database: Alembic compares none."""
+    from sqlalchemy import CheckConstraint, inspect
+
+    assert context.connection is not None
+    inspector = inspect(context.connection)
+    include = belongs_to(schema)
+    for table in metadata.tables.values():
+        wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
+        if not include(table, table.name, "table") or not inspector.has_table(table.name):
+            continue
+        found = inspector.get_check_constraints(table.name)
+        if len(wanted) > len(found):
+            names = {one["name"] for one in found}
+            missing = ", ".join(str(name) for name in wanted if name not in names)
+            yield (
+                f"Table {table.name} has no {missing} in the database, and Alembic writes no check "
+                "constraint: add create_check_constraint to the revision (batch_alter_table)"
+            )
+
+
+def accept_tables(scripts: "list[MigrationScript]") -> None:
     """Let a revision create only what is missing: `alembic -x existing revision --autogenerate`."""
     from alembic.operations.ops import CreateIndexOp, CreateTableOp, ModifyTableOps
 

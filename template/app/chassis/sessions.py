@@ -8,8 +8,8 @@ takes a connection that nobody gives back, or one that is in the middle of someb
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import RLock
-from typing import Any, Final
-from weakref import WeakSet
+from typing import Any, Final, TypeGuard
+from weakref import WeakSet, finalize
 
 from sqlalchemy import Connection, Engine, ExceptionContext, exc
 from sqlalchemy.orm import Session
@@ -42,6 +42,7 @@ class LentSession(Session):
     """
 
     _connection: Connection | None = None
+    _finalizer: "finalize[[Connection], LentSession]"
 
     def get_bind(self, *_: object, bind: Any = None, **__: object) -> Any:
         """Return the session's one connection, taken from the pool when it is first needed."""
@@ -51,6 +52,8 @@ class LentSession(Session):
             return self.bind
         if self._connection is None:
             self._connection = self.bind.connect()
+            self._finalizer = finalize(self, throw_away, self._connection)
+            self._finalizer.atexit = False
         return self._connection
 
     def close(self) -> None:
@@ -62,7 +65,7 @@ class LentSession(Session):
     def end(self) -> None:
         """Close the session and refuse all later use of it, and of its results."""
         connection = self._connection or self.bind
-        if isinstance(connection, Connection) and not connection.invalidated:
+        if is_usable(connection):
             end_cursors(connection.connection.dbapi_connection)
         # a thread of the route's may be about to use it, and is refused from now on
         with suppress(exc.IllegalStateChangeError):
@@ -74,6 +77,7 @@ class LentSession(Session):
     def _give_back(self) -> None:
         connection = self.__dict__.pop("_connection", None)
         if connection is not None:
+            self.__dict__.pop("_finalizer").detach()
             connection.close()
 
 
@@ -106,6 +110,22 @@ class EndedSession(LentSession):
 
     def rollback(self) -> None:
         """Do nothing."""
+
+
+def is_usable(connection: Any) -> TypeGuard[Connection]:
+    return (
+        isinstance(connection, Connection) and not connection.closed and not connection.invalidated
+    )
+
+
+def throw_away(connection: Connection) -> None:
+    """Close the connection of a session that has become garbage before its end.
+
+    What it has open becomes garbage in the same moment, and in no known order, so nobody else is
+    given this connection.
+    """
+    connection.invalidate()
+    connection.close()
 
 
 @contextmanager

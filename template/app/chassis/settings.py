@@ -108,6 +108,7 @@ class ChassisSettings(BaseSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
+    log_lines_per_second: int = Field(default=400, ge=0, le=100_000)
     workers: int = Field(default=answers.WORKERS, ge=1, le=16)
     app_uid: int | None = Field(default=None, ge=1)
     app_version: str = ""

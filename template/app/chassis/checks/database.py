@@ -1,6 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The database: a SQLite that can be trusted, set up as it has to be, whole, and up to date."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,6 +23,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
     """What is true of this machine's SQLite, and of the database if there is one yet."""
     database = settings.database_path
     yield version()
+    yield names()
     if not database.exists():
         yield skipped("database.file", f"{database} does not exist yet; the start creates it")
         return
@@ -59,6 +61,23 @@ def version() -> Finding:
             "deploy on x86-64, where pysqlite3 brings a newer one; keep WORKERS=1 until then",
         )
     return ok("sqlite.version", shown)
+
+
+def names() -> Finding:
+    """Say whether Alembic can tell every constraint from the others."""
+    from app.models import Base
+
+    if shared := migrate.shared_names(Base.metadata):
+        return failed("models.names", "; ".join(shared), migrate.RENAME)
+    forms = map(str, Base.metadata.naming_convention.values())
+    if any(re.search(r"\(column_0_(name|label|key)\)", form) for form in forms):
+        return warning(
+            "models.names",
+            "constraints are named by their first column: a second one that begins with the same "
+            "column would have the same name, and no migration",
+            migrate.RENAME,
+        )
+    return ok("models.names", "each constraint has a name of its own")
 
 
 def pragmas(settings: ChassisSettings) -> Finding:

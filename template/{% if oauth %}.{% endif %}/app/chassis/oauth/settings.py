@@ -11,7 +11,7 @@ from app.chassis.settings import ChassisSettings, StringList, is_origin, is_prod
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
 # of what may stand before the @, what providers hand out: no wildcard, no "mailto:"
-ENTRY_FORM: Final = re.compile(rf"([a-z0-9!#$%&'+/=?^_`{{|}}~.-]+@|@)?{DOMAIN}")
+ENTRY_FORM: Final = re.compile(r"([a-z0-9!#$%&'+/=?^_`{|}~.-]+@|@)?" + DOMAIN)
 
 Credential = TypeVar("Credential", str, SecretStr)
 

@@ -81,6 +81,7 @@ class ChassisSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=PROJECT_ROOT / ".env",
+        env_file_encoding="utf-8-sig",  # some editors begin a file with a mark of their own
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -309,13 +310,16 @@ class ChassisSettings(BaseSettings):
             ConfigurationError: With one line for every problem.
         """
         try:
-            return cls(**sources)
+            settings = cls(**sources)
         except UnicodeDecodeError:
             raise ConfigurationError([".env: is not UTF-8 text; save it as that"]) from None
         except ValidationError as error:
             raise ConfigurationError(
                 [describe(dict(problem)) for problem in error.errors(include_input=False)]
             ) from None
+        if refused := settings.refusals():
+            raise ConfigurationError(refused)
+        return settings
 
     @property
     def on_railway(self) -> bool:
@@ -342,6 +346,10 @@ class ChassisSettings(BaseSettings):
         """Every interface, over IPv6 and IPv4 where the machine has both."""
         host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104, meant
         return f"{host}:{self.port}"
+
+    def refusals(self) -> list[str]:
+        """Problems of variables that are no setting, one line each."""
+        return []
 
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant, one line each."""

@@ -49,7 +49,19 @@ REFUSALS: Final = {
 
 SCHEMES: Final = frozenset({b"http", b"https"})
 
+UVICORNS: Final = (
+    '%s - "WebSocket',
+    "connection open",
+    "connection closed",
+    "connection rejected",
+    "ASGI callable returned without completing handshake",
+)
+"""How lines begin that uvicorn logs of WebSockets: two or three each, some with the query. The
+access log has one; what has not answered is told of by ErrorBoundary."""
+
 logger = logging.getLogger(__name__)
+
+logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.startswith(UVICORNS))
 
 
 @cache

@@ -232,7 +232,7 @@ class ErrorBoundary:
                 raise  # too late for an answer: the server logs it and closes the connection
             logger.exception("Unhandled error")
         else:
-            if begun or scope["type"] != "http":
+            if begun or not (scope["type"] == "http" or can_deny(scope)):
                 return
             logger.error("A request was not answered")
         finally:

@@ -255,9 +255,7 @@ def test_only_pages_that_may_call_open_a_websocket(
 
 @pytest.mark.parametrize("name", ["X-Forwarded-Host", "Forwarded", "X-Original-Host"])
 def test_a_redirect_goes_to_the_host_that_was_asked(settings: Settings, name: str) -> None:
-    app = make_app(
-        settings, trusted_proxies=("100.64.0.0/10",), allowed_hosts=("api.example.com",)
-    )
+    app = make_app(settings, trusted_proxies=("100.64.0.0/10",), allowed_hosts=("api.example.com",))
     headers = {
         "Host": "api.example.com",
         "X-Forwarded-Proto": "https",

@@ -152,7 +152,8 @@ class Guard:
         self.app = app
         self.max_body = settings.max_body_bytes
         self.is_allowed = host_test(settings.allowed_hosts)
-        self.origins = frozenset((settings.backend_url, *settings.cors_origins))
+        origins = (settings.backend_url, *settings.cors_origins)
+        self.origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

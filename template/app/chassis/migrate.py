@@ -49,6 +49,8 @@ DROPPED: Final = re.compile(
 )
 """The name in a statement that takes something away, or gives it another name."""
 
+UNCOPIED: Final = re.compile(r"\b(?:AUTOINCREMENT|CHECK|COLLATE)\b")
+
 WORD: Final = re.compile(r"\w+")
 
 RENAME: Final = (
@@ -331,7 +333,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
         with engine.begin() as connection:
             driver: Any = connection.connection.dbapi_connection
             tables, orphans = table_names(driver), integrity.find_orphans(driver)
-            beside, said = beside_tables(driver), []
+            beside, rules, said = beside_tables(driver), table_rules(driver), []
             event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
             for line in integrity.describe(orphans):
                 logger.warning("Before the migration, and left as it is: %s", line)
@@ -353,6 +355,9 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
             broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
             if broken:
                 raise CommandError("; ".join(integrity.describe(broken)))
+            for name, found in table_rules(driver).items():
+                for rule in rules.get(name, found) - found:
+                    logger.warning("The migration has taken %s from table %s", rule, name)
             if lost := find_lost(driver, beside, said):
                 raise CommandError(
                     f"it would lose {', '.join(lost)}, which SQLite drops with a table that is "
@@ -371,6 +376,12 @@ def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
         "AND EXISTS (SELECT 1 FROM pragma_index_xinfo(found.name) WHERE cid = -2)"  # an expression
     )
     return {(kind, name): table for kind, name, table in rows}
+
+
+def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
+    """Return how often each table's own text has a rule that Alembic does not copy."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+    return {name: Counter(UNCOPIED.findall(sql.upper())) for name, sql in rows}
 
 
 def find_lost(

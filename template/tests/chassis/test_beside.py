@@ -19,7 +19,7 @@ from .databases import make_database
 pytestmark = pytest.mark.filterwarnings("ignore:Skipped unsupported reflection")
 
 BESIDE = """
-CREATE TABLE pages (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE pages (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL);
 CREATE INDEX by_case ON pages (lower(text));
 CREATE INDEX plainly ON pages (text);
 CREATE VIRTUAL TABLE pages_fts USING fts5(text, content='pages', content_rowid='id');
@@ -100,10 +100,14 @@ def test_what_would_be_lost_is_named(
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_what_is_meant_passes(beside: Path, add_revision: Callable[[str], str], name: str) -> None:
+def test_what_is_meant_passes(
+    beside: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     add_revision(REVISION.format(statements=PASSES[name]))
     migrate.upgrade(beside)
     assert "added" in revisions(beside)
+    told = "has taken AUTOINCREMENT from table pages" in caplog.text
+    assert told == (REBUILD in PASSES[name])
 
 
 def test_autogenerate_leaves_them_alone(

@@ -34,7 +34,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "added"
-down_revision = "{{head}}"
+down_revision = "{head}"
 branch_labels = None
 depends_on = None
 
@@ -91,7 +91,7 @@ def test_what_would_be_lost_is_named(
     beside: Path, add_revision: Callable[[str], str], name: str
 ) -> None:
     statements, lost = REFUSED[name]
-    add_revision(REVISION.format(statements=statements))
+    add_revision(REVISION.replace("{statements}", statements))
     with pytest.raises(StartupError, match="create it again in the same revision") as caught:
         migrate.upgrade(beside)
     assert lost in str(caught.value)
@@ -103,7 +103,7 @@ def test_what_would_be_lost_is_named(
 def test_what_is_meant_passes(
     beside: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add_revision(REVISION.format(statements=PASSES[name]))
+    add_revision(REVISION.replace("{statements}", PASSES[name]))
     migrate.upgrade(beside)
     assert "added" in revisions(beside)
     told = "has taken AUTOINCREMENT from table pages" in caplog.text
@@ -117,7 +117,7 @@ def test_autogenerate_leaves_them_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    add_revision(REVISION.format(statements='op.execute("DROP TABLE IF EXISTS pages_of_old")'))
+    add_revision(REVISION.replace("{statements}", 'op.execute("DROP TABLE IF EXISTS pages_of_old")'))
     with closing(open_database(beside)) as connection:
         connection.execute("CREATE TABLE pages_of_old (id INTEGER PRIMARY KEY)")
         connection.execute("UPDATE alembic_version SET version_num = 'added'")

@@ -286,9 +286,11 @@ def is_larger(length: bytes, limit: int) -> bool:
     return len(digits) > LONGEST_LENGTH or (digits.isdigit() and int(digits) > limit)
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem(
+    status: int, detail: str, headers: dict[str, str] | None = None, **more: object
+) -> JSONResponse:
     """Return an error in the form that FastAPI's own have, with the request's id for the logs."""
-    content = {"detail": detail, "request_id": request_id.get()}
+    content = {"detail": detail, "request_id": request_id.get(), **more}
     return JSONResponse(content, status_code=status, headers=headers)
 
 

@@ -486,7 +486,7 @@ def test_reload_serves_what_was_edited(project: Path, tmp_path: Path) -> None:
 
 def test_a_clock_that_is_set_back_kills_no_worker(project: Path, tmp_path: Path) -> None:
     with Service(project, tmp_path / "data").wait_until_healthy() as service:
-        before = service.client.post("/faults/clock").json()
+        before: int = service.client.post("/faults/clock").json()
         time.sleep(HANG_LIMIT)
         assert serving(service) == before
         assert "WORKER TIMEOUT" not in service.output()

@@ -9,11 +9,14 @@ import errno
 import logging.config
 import socket
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from app.chassis import deadlines
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import PROJECT_ROOT, ChassisSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -91,6 +94,7 @@ def create_migrated_app() -> "FastAPI":
     from app.chassis import logs, migrate
     from app.settings import Settings
 
+    threading.Thread(target=watch_revisions, args=(revisions(),), daemon=True).start()
     try:
         settings = Settings.load()
         logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
@@ -101,3 +105,14 @@ def create_migrated_app() -> "FastAPI":
     from app.main import create_app
 
     return create_app()
+
+
+def revisions() -> set[Path]:
+    return set((PROJECT_ROOT / "migrations" / "versions").glob("*.py"))
+
+
+def watch_revisions(before: set[Path]) -> None:
+    """Touch a file that uvicorn watches once a revision has come: a new file it does not see."""
+    while revisions() == before:
+        time.sleep(0.5)
+    (PROJECT_ROOT / "migrations" / "env.py").touch()

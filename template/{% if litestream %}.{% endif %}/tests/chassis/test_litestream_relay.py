@@ -46,7 +46,7 @@ def test_who_does_not_read_holds_nobody_up() -> None:
         while True:
             os.write(writer, b"\n" * 4096)
     os.set_blocking(writer, True)
-    process = start(writer, TALK.replace("os.write(", "str("))
+    process = start(writer, f"for number in range({LINES}): print(number, flush=True)")
     assert process.wait(30) == 0
     os.close(reader)
     os.close(writer)

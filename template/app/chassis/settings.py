@@ -152,6 +152,9 @@ class ChassisSettings(BaseSettings):
             != "development"
         )
         values.setdefault("docs_enabled", not production)
+        if not production and not values.get("volume_path"):
+            # a person's machine, on which no deploy is about to end
+            values.setdefault("lock_timeout", 3)
         values.setdefault("log_format", "json" if production else "text")
         if on_railway:
             volume = values.get("railway_volume_mount_path")

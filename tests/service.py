@@ -42,6 +42,7 @@ class Service:
         command: list[str] = FORMS["exec"],
         *,
         port: int | None = None,
+        output: int | None = None,
         **variables: str,
     ) -> None:
         self.port = port or free_port()
@@ -64,7 +65,7 @@ class Service:
                 command,
                 cwd=project,
                 env=environment,
-                stdout=log,
+                stdout=log if output is None else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

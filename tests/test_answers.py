@@ -121,7 +121,7 @@ def test_name_from_the_folder_one_is_in(
 
 
 @pytest.mark.parametrize(
-    ("profile", "backup"), [("pilot", "railway"), ("production", "litestream")]
+    ("profile", "backup"), [("pilot", "volume"), ("production", "litestream")]
 )
 def test_profile_moves_defaults(profile: str, backup: str, snapshot: Path, tmp_path: Path) -> None:
     pilot = defaults(snapshot, tmp_path / "billing")
@@ -129,7 +129,7 @@ def test_profile_moves_defaults(profile: str, backup: str, snapshot: Path, tmp_p
     assert answers == {**pilot, "profile": profile, "backup": backup}
 
 
-@pytest.mark.parametrize("backup", ["railway", "none"])
+@pytest.mark.parametrize("backup", ["volume", "railway", "none"])
 def test_given_backup_beats_the_profile(backup: str, snapshot: Path, tmp_path: Path) -> None:
     answers = defaults(snapshot, tmp_path / "billing", profile="production", backup=backup)
     assert answers["backup"] == backup
@@ -347,7 +347,7 @@ def test_update_refuses_nixpacks_with_python_3_14(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("backup", "s3", "Must be litestream, railway or none"),
+        ("backup", "s3", "Must be litestream, volume, railway or none"),
         ("workers", 99, "Must be a number from 1 to 16"),
         ("features", "oauth", "Must be a list, such as [oauth]"),
         ("features", ["oauth", "auth"], "Choose from conversations, oauth"),

@@ -22,8 +22,8 @@ RAILWAY = (
 PRIVATE = {".env", ".env.production", "copy.db", "copy.db-wal", "app.db.replaced-2026"}
 DEVELOPMENT: Answers = {"backup": "litestream", "volume_path": "/mnt/vol-1", "workers": 4}
 CASES = [
-    pytest.param({"volume_path": "/data"}, RAILWAY, id="railway"),
-    pytest.param(DEVELOPMENT, (), id="nothing-but-port"),
+    pytest.param({"volume_path": "/data"}, RAILWAY, "u=rwX,g=rX,o=", id="railway"),
+    pytest.param(DEVELOPMENT, (), "u=rwX,go=", id="nothing-but-port"),
 ]
 
 
@@ -46,12 +46,14 @@ def context(render: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.mark.parametrize(("answers", "variables"), CASES)
+@pytest.mark.parametrize(("answers", "variables", "modes"), CASES)
 def test_the_image_runs_with_and_without_root(
-    context: Callable[..., Path], answers: Answers, variables: tuple[str, ...]
+    context: Callable[..., Path], answers: Answers, variables: tuple[str, ...], modes: str
 ) -> None:
     project = context(**answers)
     subprocess.run([tool("uv"), "lock", "--quiet"], cwd=project, check=True)
+    # as a checkout is with the umask 027 or 077: COPY keeps the modes
+    subprocess.run(["chmod", "-R", modes, project], check=True)
 
     done = lab(project, str(answers["volume_path"]), *variables)
 

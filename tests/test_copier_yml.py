@@ -37,7 +37,7 @@ DEFAULTS = {
     "profile": ("str", "pilot"),
     "volume_path": ("str", "/data"),
     "workers": ("int", 1),
-    "backup": ("str", "railway"),
+    "backup": ("str", "volume"),
     "features": ("str", []),
     "ai_provider": ("str", "echo"),
     "oauth_providers": ("str", ["google"]),

@@ -23,12 +23,14 @@ parser.add_argument("-q", type=float)
 parser.add_argument("-m", default="GET")
 parser.add_argument("-T")
 parser.add_argument("-d")
+parser.add_argument("-H", action="append", default=[])
 parser.add_argument("-w", action="store_true")
 parser.add_argument("--latency-correction", action="store_true")
 parser.add_argument("--no-tui", action="store_true")
 parser.add_argument("url")
 asked = parser.parse_args()
 headers = {"Content-Type": asked.T} if asked.T else {}
+headers |= dict(header.split(": ", 1) for header in asked.H)
 body = asked.d.encode() if asked.d else None
 request = urllib.request.Request(asked.url, body, headers, method=asked.m)
 with urllib.request.urlopen(request, timeout=60) as answer:
@@ -72,7 +74,10 @@ def test_the_readmes_load_is_answered(
     }
     environment["PATH"] = f"{programs}:{Path(tool('uv')).parent}:{os.environ['PATH']}"
     script = commands(project).replace("/tmp/load", str(tmp_path / "load"))
-    script = script.replace("8765", str(free_port()))
+    script = script.replace("8765", str(free_port())).replace(
+        "localhost:9400", f"localhost:{(provider := free_port())}"
+    )
+    script = script.replace("oidc-provider-mock", f"oidc-provider-mock --port {provider}")
 
     done = subprocess.run(
         ["bash", "-c", f"set -e\n{script}\nenv | grep -E '^(DATABASE_URL|PORT)=' || true"],

@@ -55,6 +55,8 @@ def test_every_command_is_for_these_answers(
     assert ("bucket" in message) == (answers["backup"] == "litestream")
     assert ("the data is lost with the volume" in message) == (answers["backup"] == "none")
     assert ("Backups, Daily" in message) == (answers["backup"] == "railway")
+    assert ("need Railway's Pro plan" in message) == (answers["backup"] == "railway")
+    assert ("copies are lost with the volume" in message) == (answers["backup"] == "volume")
     assert "do not read railway.json" in message
     assert "{" not in message
 

@@ -55,6 +55,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "app/chassis/oauth/google.py": ("oauth_providers", "google"),
     "app/chassis/oauth/microsoft.py": ("oauth_providers", "microsoft"),
     "app/chassis/page/": ("features", "conversations", "oauth"),
+    "app/chassis/rotation.py": ("backup", "volume"),
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),
     "railpack.json": ("builder", "railpack"),
@@ -67,6 +68,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
     "tests/chassis/test_page.py": ("features", "conversations", "oauth"),
+    "tests/chassis/test_rotation.py": ("backup", "volume"),
 }
 
 # Packages that the service needs, and words that no file has, without these answers.
@@ -83,6 +85,7 @@ WORDS = {
     "oauth|authlib|itsdangerous|openid|oidc": ("features", "oauth"),
     r"google(?!\.com)": ("oauth_providers", "google"),
     "microsoft": ("oauth_providers", "microsoft"),
+    "backup_(?:time|keep)": ("backup", "volume"),
     r"page_enabled|chassis\.page|page\.html": ("features", "conversations", "oauth"),
 }
 
@@ -221,7 +224,7 @@ def test_dependencies(project: Project) -> None:
 
 def test_start_command(project: Project) -> None:
     assert json.loads(project.text("railway.json"))["deploy"]["startCommand"] == START
-    assert f'startCommand="{START}"' in project.text(".railway/railway.py")
+    assert "startCommand" not in project.text(".railway/railway.py"), "railway.json has it"
     assert project.text("Procfile") == f"web: {START}\n"
     match project.answers["builder"]:
         case "dockerfile":

@@ -45,9 +45,15 @@ def test_the_readmes_reader_can_sign_in(installed: Callable[..., Path], tmp_path
                 away = browser.get(page)
                 back = httpx.post(away.headers["Location"], data={"sub": "1"})
                 signed_in = browser.get(back.headers["Location"], follow_redirects=True)
+                own = {"Origin": f"http://localhost:{service.port}"}
+                kept = browser.post("/notes", json={"text": "mine"}, headers=own)
+            for path in ("/notes", "/notes/1", "/notes/stream"):
+                assert service.client.get(path).status_code == 401
+            assert service.client.post("/notes", json={"text": "anybody's"}).status_code == 401
         finally:
             provider.terminate()
 
+    assert kept.status_code == 201
     assert signed_in.json() == {
         "id": 1,
         "provider": "google",

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from trackbed import single
 from trackbed.bounded import stop
 from trackbed.errors import FleetError, printable
 from trackbed.fleet import app as fleet_app
@@ -21,12 +22,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(single.status)
+app.command()(single.diff)
+app.command()(single.notes)
+app.command()(single.update)
 app.add_typer(fleet_app)
 
 
 @app.callback()
-def top() -> None:
-    """Keep `fleet` a command of its own, however many others there are."""
+def enter(directory: single.Directory = None) -> None:
+    """Go to a directory before a command begins, as `git -C` does."""
+    if directory is not None:
+        try:
+            os.chdir(directory.expanduser())
+        except OSError as error:
+            raise FleetError(f"{directory}: {error.strerror}") from None
 
 
 class Interrupted(BaseException):

@@ -1,6 +1,8 @@
 """Which of the template's own files are not as the recorded version renders them."""
 
 import os
+import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,14 @@ def examine(drift: DriftJob) -> Drift:
                 inside = clone(job, top).relative_to(top)
             rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
             with render.prepared(job.step.old, job.step.old, "", Path(scratch)):
-                render.copy(job.answers, rendered, trust=job.trust, answers_file=job.answers_file)
-            compare(rendered, top, inside, drift.ownership, found)
+                render.copy(
+                    str(job.answers["_src_path"]),
+                    rendered,
+                    job.answers,
+                    trust=job.trust,
+                    answers_file=job.answers_file,
+                )
+            compare(rendered, top, drift.ownership, found, inside)
     except render.TrustNeeded as error:
         found.problem = f"needs --trust: {error}"
     except ServiceError as error:
@@ -45,7 +53,9 @@ def examine(drift: DriftJob) -> Drift:
     return found
 
 
-def compare(rendered: Path, top: Path, inside: Path, ownership: Ownership, found: Drift) -> None:
+def compare(
+    rendered: Path, top: Path, ownership: Ownership, found: Drift, inside: Path = Path()
+) -> None:
     for file in sorted(rendered.rglob("*")):
         name = file.relative_to(rendered).as_posix()
         if not ownership.owns(name) or (file.is_dir() and not file.is_symlink()):
@@ -76,3 +86,23 @@ def own_bytes(top: Path, name: Path) -> bytes | None:
 def lines(data: bytes) -> bytes:
     """A content, however its lines end."""
     return data.replace(b"\r\n", b"\n")
+
+
+def patch(rendered: Path, project: Path, paths: Sequence[str], scratch: Path) -> str:
+    """Return what is different in some files, as git prints it; line endings are no difference."""
+    for side, directory in (("template", rendered), ("project", project)):
+        (scratch / side).mkdir(parents=True)
+        for name in paths:
+            data = own_bytes(directory, Path(name))
+            if data is not None:
+                (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
+                (scratch / side / name).write_bytes(lines(data))
+    options = ("--no-index", "--no-prefix", "--no-ext-diff", "--no-color", "--no-renames")
+    done = subprocess.run(
+        ["git", "diff", *options, "--", "template", "project"],
+        cwd=scratch,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    return done.stdout

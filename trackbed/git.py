@@ -52,7 +52,7 @@ SETTINGS = {
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
 }
-REACHING = re.compile(r"(url|credential|http|user)\..+|core\.(sshcommand|gitproxy|askpass)")
+REACHING = re.compile(r"(url|credential|http|ssh|user)\..+|core\.(sshcommand|gitproxy|askpass)")
 """Settings of the person's own that say how repositories are reached, and who commits."""
 
 PROTOCOLS = "file:git:http:https:ssh"
@@ -65,10 +65,15 @@ It is https or ssh; `file` is for what the person's own `url.*.insteadOf` makes 
 ELSEWHERE = {
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
+    "GIT_DIFF_OPTS",
     "GIT_DIR",
     "GIT_EXTERNAL_DIFF",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
     "GIT_INDEX_FILE",
+    "GIT_LITERAL_PATHSPECS",
     "GIT_NAMESPACE",
+    "GIT_NOGLOB_PATHSPECS",
     "GIT_OBJECT_DIRECTORY",
     "GIT_PREFIX",
     "GIT_TEMPLATE_DIR",

@@ -121,29 +121,25 @@ def prepared(old: Path, new: Path, target: str, scratch: Path) -> Iterator[None]
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
-def update(project: Path, target: str, *, trust: bool, answers_file: str) -> None:
+def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
     copier.run_update(
-        project,
-        vcs_ref=target,
-        answers_file=answers_file,
-        defaults=True,
-        overwrite=True,
-        quiet=True,
-        unsafe=trust,
+        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust, **options
     )
 
 
-def copy(recorded: Mapping[str, Any], destination: Path, *, trust: bool, answers_file: str) -> None:
+def copy(
+    source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool, **options: Any
+) -> None:
     """What a commit renders with the answers that an answers file has; its tasks are not run."""
     copier.run_copy(
-        str(recorded["_src_path"]),
+        source,
         destination,
         data={key: value for key, value in recorded.items() if not key.startswith("_")},
         vcs_ref=str(recorded["_commit"]),
-        answers_file=answers_file,
         defaults=True,
         overwrite=True,
         quiet=True,
         skip_tasks=True,
         unsafe=trust,
+        **options,
     )

@@ -13,6 +13,9 @@ from support import tool
 
 pytestmark = pytest.mark.long
 
+SET = "DATABASE_URL|PORT|(LITESTREAM|MICROSOFT)_[A-Z_]+"
+"""Variables that the drill sets, and takes away again."""
+
 LIMIT = 300.0
 """Seconds; the README says five minutes."""
 
@@ -24,13 +27,21 @@ def drill(project: Path) -> str:
     return commands
 
 
-@pytest.mark.parametrize("backup", ["railway", "litestream"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"backup": "railway"},
+        {"backup": "litestream"},
+        {"backup": "railway", "features": "[oauth]", "oauth_providers": "[microsoft]"},
+    ],
+    ids=["railway", "litestream", "oauth"],
+)
 def test_the_readmes_drill_brings_the_note_back(
     installed: Callable[..., Path],
     record_property: Callable[[str, object], None],
-    backup: str,
+    answers: dict[str, str],
 ) -> None:
-    project = installed(backup=backup)
+    project = installed(**answers)
     assert not Path("/tmp/drill").exists(), "an earlier drill was left in the middle"
     environment = {**os.environ, "PATH": f"{Path(tool('uv')).parent}:{os.environ['PATH']}"}
     for name in ("VIRTUAL_ENV", "DATABASE_URL", "PORT"):
@@ -41,7 +52,7 @@ def test_the_readmes_drill_brings_the_note_back(
         [
             "bash",
             "-c",
-            f"{drill(project)}\nenv | grep -E '^(DATABASE_URL|PORT|LITESTREAM_)' || true",
+            f"{drill(project)}\nenv | grep -E '^({SET})=' || true",
         ],
         cwd=project,
         env=environment,
@@ -58,5 +69,5 @@ def test_the_readmes_drill_brings_the_note_back(
     assert text == "worth keeping"
     assert done.returncode == 0
     # the reader's shell goes on with its own database
-    assert not re.search(r"^(DATABASE_URL|PORT|LITESTREAM_\w+)=", done.stdout, re.MULTILINE)
+    assert not re.search(f"^({SET})=", done.stdout, re.MULTILINE)
     assert not Path("/tmp/drill").exists()

@@ -523,13 +523,24 @@ def contents(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def require_refused(project: Path, directory: Path, message: str) -> None:
+def require_refused(project: Path, directory: Path, message: str, **variables: str) -> None:
     """One clear line, and the end."""
-    with Service(project, directory) as service:
+    with Service(project, directory, **variables) as service:
         assert service.ended() == 1
         assert message in service.output()
         assert "Traceback" not in service.output()
         assert service.output().count("\n") == 1
+
+
+@as_root
+def test_code_that_the_service_may_not_read_is_one_line(project: Path, tmp_path: Path) -> None:
+    code = project / "app"
+    mode = code.stat().st_mode
+    code.chmod(0o750)
+    try:
+        require_refused(project, tmp_path, "cannot be read as uid 10001", APP_UID="10001")
+    finally:
+        code.chmod(mode)
 
 
 def test_a_truncated_database_is_never_taken_for_one(project: Path, tmp_path: Path) -> None:
@@ -575,3 +586,24 @@ def revision(database: Path) -> str:
         return "migrated" if tables != (0,) else "no table"
     finally:
         connection.close()
+
+
+def test_the_log_says_why_once_for_all_workers(project: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Service(project, data, WORKERS="4") as service:
+        service.wait_until_healthy()
+        database = data / "app.db"
+        for _ in range(2):
+            kept = database.rename(data / "kept")
+            ask_on_new_connections(service, 40, 503)
+            kept.rename(database)
+            ask_on_new_connections(service, 40, 200)
+        reason = "ERROR   /health: database failed: the database file is missing"
+        assert service.output().count(reason) == 2
+        assert service.output().count("INFO    /health: all is well again") == 2
+
+
+def ask_on_new_connections(service: Service, number: int, status: int) -> None:
+    """Until each of the workers has most likely been asked."""
+    for _ in range(number):
+        assert httpx.get(f"{service.url}/health").status_code == status

@@ -276,7 +276,7 @@ def region_added(project: Path) -> None:
 
 @edit()
 def railway_json_deleted(project: Path) -> None:
-    """What the README says to do before `railway config apply`."""
+    """What the README of 0.3.0 said to do before `railway config apply`."""
     (project / "railway.json").unlink()
 
 
@@ -284,6 +284,13 @@ def railway_json_deleted(project: Path) -> None:
 def variable_declared(project: Path) -> None:
     """A variable that `railway config apply` leaves alone."""
     below_anchor(project, ".railway/railway.py", '    "GREETING": preserve(),\n')
+
+
+@edit()
+def repository_filled_in(project: Path) -> None:
+    """The repository that is deployed on every push."""
+    program = project / ".railway/railway.py"
+    replace(program, 'REPOSITORY = ""', 'REPOSITORY = "acme/billing"')
 
 
 @edit(backup="litestream", since="0.2.0")
@@ -445,6 +452,7 @@ BUNDLES: list[list[str]] = [
         "tool_configured",
         "readme_continued",
         "variable_declared",
+        "repository_filled_in",
         "process_added",
         "railway_json_deleted",
     ],

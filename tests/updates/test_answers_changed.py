@@ -19,6 +19,7 @@ DEFAULTS: Answers = {
 CHANGES: list[Answers] = [
     {"backup": "litestream"},
     {"features": ["conversations", "oauth"]},
+    {"backup": "volume"},
     {"backup": "none"},
     {"builder": "railpack"},
     {"builder": "nixpacks"},

@@ -4,21 +4,33 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from app.chassis.database import Database, Reader, Writer
+from app.chassis.features import signed_in
 from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
 from app.chassis.times import UtcTime
 from app.models import Note
 
-router = APIRouter(prefix="/notes", tags=["notes"], route_class=DatabaseRoute)
+router = APIRouter(
+    prefix="/notes",
+    tags=["notes"],
+    route_class=DatabaseRoute,
+    # with sign-in for whoever has signed in, without it for everybody
+    dependencies=signed_in(),
+)
 
 POLL_SECONDS = 1.0
 PAGE = 100
+BATCH = 20
+
+one_stream_reads = CapacityLimiter(1)
+"""Streams read one after the other: hundreds of new ones leave the other threads to requests."""
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What SQLite can keep as an id."""
@@ -61,17 +73,17 @@ async def stream_notes(request: Request, last_event_id: LastEventId[Id] = 0) -> 
 
 async def new_notes(database: Database, after: int) -> Events:
     while True:
-        notes = await run_sync(read_notes, database, after)
+        notes = await run_sync(read_notes, database, after, limiter=one_stream_reads)
         for note in notes:
             yield ServerSentEvent(event="note", id=str(note.id), data=note)
             after = note.id
-        if len(notes) < PAGE:
+        if len(notes) < BATCH:
             await asyncio.sleep(POLL_SECONDS)
 
 
 def read_notes(database: Database, after: int) -> list[NoteOut]:
     with database.read() as session:
-        found = list_notes(session, after, PAGE)
+        found = list_notes(session, after, BATCH)
         return [NoteOut.model_validate(note) for note in found]
 
 

@@ -2,7 +2,7 @@
 """The FastAPI application with everything that app/main.py does not have to think of."""
 
 import logging.config
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -10,16 +10,20 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.chassis import answers, features, health, logs, replication
 from app.chassis.database import Database, DatabaseBusyError, is_unavailable
-from app.chassis.http import ErrorBoundary, Gate, problem
+from app.chassis.http import Edge, ErrorBoundary, Guard, problem
 from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
+from app.chassis.times import TimeError
 from app.chassis.verdict import HealthCheck
 
 logger = logging.getLogger(__name__)
@@ -31,13 +35,63 @@ class Lifespan(Protocol):
     def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]: ...
 
 
+class Application(FastAPI):
+    """FastAPI with the chassis's middleware around everything that a service adds to it.
+
+    In the order of a request: the edge, CORS, the guard, the features' middleware, then the
+    service's, which therefore sees who really asks, and whose own answers carry what all carry.
+    """
+
+    surrounding: Sequence[Middleware] = ()
+    """The chassis's and the features' own, the outermost first."""
+
+    entrance: ASGIApp | None = None
+    """Everything together, made for the first request, when nothing can be added any more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.entrance is None:
+            self.entrance = self.build_entrance()
+        await self.entrance(scope, receive, send)
+
+    def build_entrance(self) -> ASGIApp:
+        """Put the chassis's middleware around FastAPI."""
+        edge, *inner = self.surrounding
+        # A service's own CORS goes to the place of ours: a refusal of the guard needs it too.
+        cors = [one for one in self.user_middleware if is_cors(one)]
+        self.user_middleware = [one for one in self.user_middleware if not is_cors(one)]
+        entrance: ASGIApp = super().__call__
+        for middleware, arguments, options in reversed((edge, *cors, *inner)):
+            entrance = middleware(entrance, *arguments, **options)
+        return entrance
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Answer also what is raised in the service's middleware, as if it were in a route."""
+        handlers = dict(self.exception_handlers)
+        own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
+        boundary = Middleware(ErrorBoundary, self.state.database.end_abandoned, *own[:1])
+        added = self.user_middleware
+        if added:
+            outside = (boundary, Middleware(ExceptionMiddleware, handlers=handlers))
+            self.user_middleware = [*outside, *added, boundary]
+        else:
+            self.user_middleware = [boundary]
+        try:
+            return super().build_middleware_stack()
+        finally:
+            self.user_middleware = added
+
+
+def is_cors(middleware: Middleware) -> bool:
+    return isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware)
+
+
 def create_application(
     settings: ChassisSettings,
     *,
     health_checks: Mapping[str, HealthCheck] | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
-    """An application with logs, database, health routes and HTTP protection.
+    """Return an application with logs, database, health routes and HTTP protection.
 
     Args:
         settings: The service's settings, also at `app.state.settings`.
@@ -61,7 +115,7 @@ def create_application(
             finally:
                 database.dispose()
 
-    app = FastAPI(
+    app = Application(
         title=answers.PROJECT_NAME,
         description=answers.PROJECT_DESCRIPTION,
         version=settings.app_version,
@@ -70,27 +124,31 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks = {**monitor.health_checks, **(health_checks or {})}
+    checks: dict[str, HealthCheck] = {"readers": database.look_at_readers}
+    checks |= {**monitor.health_checks, **(health_checks or {})}
     health.add_routes(app, settings, database.file, checks)
     add_error_handlers(app)
     features.install(app, settings)
-    # The last one added is the first to see a request.
-    app.add_middleware(ErrorBoundary)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_credentials="*" not in settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID"],
-        )
-    app.add_middleware(Gate, settings=settings)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_credentials="*" not in settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-ID"],
+    )
+    app.surrounding = [
+        Middleware(Edge, settings=settings),
+        *[cors] * bool(settings.cors_origins),
+        Middleware(Guard, settings=settings),
+        *app.user_middleware,  # the features'
+    ]
+    app.user_middleware = []
     return app
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Errors as JSON with a `detail` and the request's id, and never the cause's own text."""
+    """Answer errors as JSON with `detail` and the request's id, never with the cause's own text."""
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
@@ -110,6 +168,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def busy(_: Request, error: Exception) -> JSONResponse:
         logger.warning("The database was busy for too long")
         return problem(503, "The database is busy; try again", {"Retry-After": "1"})
+
+    @app.exception_handler(StatementError)
+    async def unstorable(_: Request, error: StatementError) -> JSONResponse:
+        if isinstance(error.orig, TimeError):
+            return problem(422, str(error.orig))
+        raise error
 
     @app.exception_handler(DatabaseError)
     async def unavailable(_: Request, error: DatabaseError) -> JSONResponse:

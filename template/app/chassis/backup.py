@@ -1,28 +1,33 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """A consistent copy of the database while the service goes on writing, and the way back."""
 
+import fcntl
 import glob
 import gzip
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.chassis import migrate
+from app.chassis import integrity, migrate
 from app.chassis.errors import StartupError
 from app.chassis.files import sync_directory
 from app.chassis.progress import progress
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
+logger = logging.getLogger(__name__)
+
 STAMP: Final = "%Y%m%dT%H%M%SZ"
-ABANDONED: Final = 3600.0
-"""Seconds since a backup has touched its directory after which it has been killed."""
+YOUNG: Final = 10.0
+"""Seconds that a backup's directory may be without its lock."""
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
@@ -60,19 +65,18 @@ def backup(
 
     Raises:
         StartupError: The database cannot be read, the target exists or cannot be written, the
-            room does not suffice, or the copy does not pass SQLite's integrity check.
+            room does not suffice, or the copy is damaged.
     """
     if not database.is_file():
         raise StartupError(f"Backup: there is no database at {database}; start the service once.")
     if target is None:
         target = backups_directory(database)
         target.mkdir(mode=0o700, exist_ok=True)
-    if target.is_dir():
-        suffix = ".db.gz" if compress else ".db"
-        target = target / f"{database.stem}-{datetime.now(UTC):{STAMP}}{suffix}"
+    if named := target.is_dir():
+        target = name_in(target, database, compress=compress)
     elif keep is not None:
         raise StartupError("Backup: --keep rotates the copies in a directory; name one.")
-    if target.exists():
+    if target.exists() and not named:
         raise StartupError(f"Backup: {target} exists already; name a new file.")
     if not target.parent.is_dir():
         raise StartupError(
@@ -81,14 +85,23 @@ def backup(
     compress = compress or target.suffix == ".gz"
     require_room(target.parent, total_size(database) * (2 if compress else 1) + reserve, "Backup")
     try:
-        with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as directory:
-            copy = Path(directory, "copy.db")
+        with workspace(target.parent) as directory:
+            copy = directory / "copy.db"
             copy_database(database, copy)
             require_sound(copy)
             if compress:
                 copy = compressed(copy)
             # a link instead of a rename: it fails if the target has appeared meanwhile
-            os.link(copy, target)
+            while True:
+                try:
+                    os.link(copy, target)
+                    break
+                except FileExistsError:
+                    if not named:
+                        raise
+                    # another copy of the same second
+                    time.sleep(0.1)
+                    target = name_in(target.parent, database, compress=compress)
             sync_directory(target.parent)
         if keep is not None:
             rotate(target.parent, database, keep)
@@ -97,6 +110,23 @@ def backup(
     except (OSError, sqlite3.Error) as error:
         raise StartupError(f"Backup: {target} could not be made: {error}.") from None
     return target
+
+
+def name_in(directory: Path, database: Path, *, compress: bool) -> Path:
+    """The copy's name in a directory: that of the database, with the time in UTC."""
+    return directory / f"{database.stem}-{datetime.now(UTC):{STAMP}}.db{'.gz' * compress}"
+
+
+@contextmanager
+def workspace(directory: Path) -> Iterator[Path]:
+    """A directory below the given one, locked until it is removed or this process has ended."""
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=directory) as made:
+        descriptor = os.open(made, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(made)
+        finally:
+            os.close(descriptor)
 
 
 def backups_directory(database: Path) -> Path:
@@ -116,8 +146,11 @@ def copies(directory: Path, database: Path) -> list[Copy]:
 
 
 def rotate(directory: Path, database: Path, keep: int) -> None:
-    for copy in copies(directory, database)[keep:]:
-        copy.path.unlink()
+    """Delete all but the newest copies; what a clock that ran ahead has named is left out."""
+    now = datetime.now(UTC)
+    made = [copy.path for copy in copies(directory, database) if copy.made <= now]
+    for path in made[keep:]:
+        path.unlink(missing_ok=True)
 
 
 def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -> bool:
@@ -204,29 +237,25 @@ def is_compressed(copy: Path) -> bool:
 
 
 def require_sound(database: Path) -> frozenset[str]:
-    """Refuse a database that SQLite finds fault with.
+    """Refuse a database that is damaged, and warn of rows that break a rule.
 
     Returns:
         The revisions it is at.
 
     Raises:
-        StartupError: A page is damaged, or a row refers to one that does not exist.
+        StartupError: A page is damaged.
     """
     connection = open_database(database)
     try:
         with progress("Checking"):
-            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-            orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+            damage, broken = integrity.find_faults(connection)
         revisions = migrate.current_revisions(connection)
     finally:
         connection.close()
-    if verdict != "ok":
-        raise StartupError(f"Backup: {database.name} is damaged: {' '.join(verdict.split())}.")
-    if orphan is not None:
-        raise StartupError(
-            f"Backup: {database.name} is damaged: table {orphan[0]} has a row whose "
-            f"{orphan[2]} is missing."
-        )
+    if damage:
+        raise StartupError(f"Backup: {database.name} is damaged: {damage}.")
+    for line in broken:
+        logger.warning("The copy is whole, and has what was there before: %s", line)
     return revisions
 
 
@@ -330,12 +359,23 @@ def tidy(database: Path) -> None:
         for path in database.parent.glob(f"{prefix}*/"):
             shutil.rmtree(path, ignore_errors=True)
     for directory in (database.parent, backups_directory(database)):
-        for path in directory.glob(".backup-*/"):
-            # a backup asks for no lock: a young one may still be at work
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
+        tidy_copies(directory)
     for kept in database.parent.glob(f"{glob.escape(database.name)}.replaced-*"):
         log = kept.with_name(f"{kept.name}-wal")
         with suppress(OSError):
             if kept.samefile(database) and not log.exists():
                 kept.unlink()  # not replaced after all: only a second name of the database
+
+
+def tidy_copies(directory: Path) -> None:
+    """Remove what backups into the directory have left that were killed."""
+    for path in directory.glob(".backup-*/"):
+        with suppress(OSError):  # it ends at this moment, or still runs
+            if time.time() - path.stat().st_mtime < YOUNG:
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)

@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from app.chassis import backup, logs, migrate, replication, server, storage
+from app.chassis import backup, logs, migrate, output, replication, server, storage
 from app.chassis.replication import ChassisSettings
 from app.chassis.settings import PROJECT_ROOT
 
@@ -39,6 +39,7 @@ def prepare(settings: ChassisSettings) -> None:
     """Everything that has to be right before a server exists: storage, lock, data, schema."""
     # in a container this is process 1, which a signal that nobody handles does not end
     signal.signal(signal.SIGTERM, end)
+    logs.capture(settings.log_format, settings.log_lines_per_second)
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     for warning in settings.warnings():
         logger.warning(warning)
@@ -60,6 +61,8 @@ def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
     environment = os.environ | {
         "LOG_LEVEL": settings.log_level,
         "LOG_FORMAT": settings.log_format,
+        "LOG_LINES_PER_SECOND": str(settings.log_lines_per_second),
         "PYTHONUNBUFFERED": "1",
     }
+    output.flush()
     os.execve(command[0], command, replication.environment(settings, environment))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from app.chassis import features, replication
-from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 from app.settings import Settings
@@ -49,6 +49,7 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings += replication.check(settings)
         findings += features.check(settings)
         findings += deployment.check()
+        findings.append(routes.check(settings))
     return findings
 
 
@@ -70,7 +71,7 @@ def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
     os.environ.update({name: before[name] for name in KEPT if name in before})
     os.environ.update(variables)
     # what is about to be deployed is production, unless it says otherwise
-    if "RAILWAY_ENVIRONMENT_ID" not in variables:
+    if not variables.get("RAILWAY_ENVIRONMENT_ID", "").strip():
         os.environ.setdefault("ENVIRONMENT", "production")
     try:
         yield

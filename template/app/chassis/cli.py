@@ -93,16 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=restore)
 
     command = commands.add_parser("template", help="how this stands to the template it comes from")
-    tasks = command.add_subparsers(title="tasks", metavar="TASK", required=True)
-    task = tasks.add_parser(
-        "status", help="version, newest version, and which of its files were changed here"
-    )
-    task.add_argument("--json", action="store_true", help="for programs")
-    task.set_defaults(run=template_status)
-    task = tasks.add_parser("diff", help="what was changed in its files, as a patch")
-    task.set_defaults(run=template_diff)
-    task = tasks.add_parser("notes", help="what its newer versions mean for this project")
-    task.set_defaults(run=template_notes)
+    command.add_argument("task", choices=("status", "diff", "notes", "update"))
+    command.add_argument("options", nargs=argparse.REMAINDER, help="those of trackbed")
+    command.set_defaults(run=template)
     return parser
 
 
@@ -159,8 +152,12 @@ def status(options: argparse.Namespace) -> int:
 
 def backup(options: argparse.Namespace) -> int:
     from app.chassis import backup as backups
+    from app.chassis import storage
 
     settings = load_settings()
+    if options.target is None and settings.app_uid is not None:
+        # as the service's user, also from a shell of root's: the service rotates these
+        storage.prepare(settings)
     copy = backups.backup(
         settings.database_path,
         options.target,
@@ -201,31 +198,11 @@ def restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def template_status(options: argparse.Namespace) -> int:
-    """0 when in step, 1 when behind or changed, 2 when it cannot be told."""
-    import json
+def template(options: argparse.Namespace) -> int:
+    """0 when in step, 1 when behind, changed or to settle, 2 when it cannot be told or done."""
+    from app.chassis import template as templates
 
-    from app.chassis import template
-
-    found = template.status()
-    print(json.dumps(found, indent=2) if options.json else "\n".join(template.lines(found)))
-    return 0 if template.is_in_step(found) else 1
-
-
-def template_diff(_: argparse.Namespace) -> int:
-    """0 without a difference, 1 with one, 2 when it cannot be told."""
-    from app.chassis import template
-
-    found = template.diff()
-    print(found, end="")
-    return 1 if found else 0
-
-
-def template_notes(_: argparse.Namespace) -> int:
-    from app.chassis import template
-
-    print(template.notes(), end="")
-    return 0
+    templates.hand_over([options.task, *options.options])
 
 
 def limit(at: datetime | None) -> str:

@@ -6,7 +6,9 @@ network to wait for, and this is faster than an asynchronous driver. A route ask
 `Reader` or `Writer`, so its signature says what it may do; see app/chassis/routing.py.
 """
 
+import asyncio
 import errno
+import gc
 import logging
 import os
 import tempfile
@@ -25,8 +27,18 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.chassis.sessions import (
+    BlockSession,
+    CursorKeeper,
+    LentSession,
+    end_cursors,
+    explain,
+    lent,
+)
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 from app.chassis.threads import Threads, Work, call_each
+from app.chassis.times import STORED
+from app.chassis.verdict import Degraded
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +47,18 @@ Result = TypeVar("Result")
 READERS: Final = 4
 """Routes that read at once: more do not read faster, and leave the writer less of the CPU.
 
-Routes that are not a DatabaseRoute may have as many connections again, and so may code outside
-of a route, as streams are.
+Routes that are not a DatabaseRoute may have as many connections again. Code outside of a route,
+as streams are, may have twice as many, and takes none from the routes.
 """
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for the write lock, in this process and between processes."""
+
+READERS_WAIT: Final = 1.0
+"""Seconds that a route may wait to read before /health says so."""
+
+COLLECT_AFTER: Final = 0.1
+"""Seconds to wait for other clients that leave, too, before the collector is called."""
 
 GROUP: Final = 64
 """Routes that write in one transaction at most."""
@@ -188,10 +206,12 @@ class Database:
     def __init__(self, path: Path, synchronous: str = "FULL") -> None:
         self.path = path
         self.file = DatabaseFile(path)
+        # code outside of a route, as a stream is, cannot take a connection from the routes
         self.reader_engine = reader_engine(self.file)
+        self._route_engine = reader_engine(self.file)
         self.writer_engine = writer_engine(self.file, synchronous)
-        self.read = sessionmaker(self.reader_engine, expire_on_commit=False)
-        self._write = sessionmaker(self.writer_engine, expire_on_commit=False)
+        self.read = sessionmaker(self.reader_engine, class_=BlockSession, expire_on_commit=False)
+        self._lend = sessionmaker(class_=LentSession, expire_on_commit=False)
         self._readers = Threads("database-reader", DatabaseBusyError, most=READERS)
         self._writer = Threads(
             "database-writer", DatabaseBusyError, do=self._write_together, at_once=GROUP
@@ -199,6 +219,7 @@ class Database:
         self._open_readers = anyio.Semaphore(READERS, fast_acquire=True)
         self._writer_options = lru_cache(self.writer_engine.execution_options)
         self._commits = anyio.CapacityLimiter(1)
+        self._collecting = False
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -206,7 +227,7 @@ class Database:
 
         In the server use `run_writing`: a thread that waits here is one that routes cannot have.
         """
-        with self._write.begin() as session:
+        with lent(self._lend(bind=self.writer_engine)) as session, session.begin():
             yield session
         self.file.require_written()
 
@@ -218,7 +239,7 @@ class Database:
         """
 
         def read(_: float) -> Result:
-            with self.read() as session:
+            with lent(self._lend(bind=self._route_engine)) as session:
                 return function(session)
 
         return await self._readers.run(read, BUSY_TIMEOUT)
@@ -234,7 +255,8 @@ class Database:
         """
 
         def write(bind: Engine | Connection) -> Result:
-            with self._write(bind=bind, join_transaction_mode="create_savepoint") as session:
+            made = self._lend(bind=bind, join_transaction_mode="create_savepoint")
+            with lent(made) as session:
                 result = function(session)
                 session.commit()
             return result
@@ -292,7 +314,7 @@ class Database:
         try:
             # Nothing here waits: a session connects at its first statement, and ending a
             # read transaction touches no disk.
-            with self.read() as session:
+            with lent(self._lend(bind=self._route_engine)) as session:
                 yield session
         finally:
             self._open_readers.release()
@@ -305,10 +327,39 @@ class Database:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
         """
         async with self._writer.held(BUSY_TIMEOUT) as left:
-            with self._write(bind=self._writer_waiting(left)) as session:
+            with lent(self._lend(bind=self._writer_waiting(left))) as session:
                 yield session
                 await anyio.to_thread.run_sync(session.commit, limiter=self._commits)
             self.file.require_written()
+
+    async def look_at_readers(self) -> None:
+        """Say so, as a check of /health, if nobody can read without waiting for others.
+
+        Raises:
+            Degraded: Something keeps the sessions of `read`, or all of the routes' threads.
+        """
+        if checked_out(self.reader_engine) >= 2 * READERS:
+            raise Degraded("every session outside of routes is taken: something keeps them")
+        try:
+            with anyio.fail_after(READERS_WAIT):
+                await self.run_reading(lambda _: None)
+        except TimeoutError:
+            raise Degraded("routes have to wait until they can read") from None
+
+    def end_abandoned(self) -> None:
+        """End the sessions of generators whose clients have left.
+
+        Nothing refers to such a generator but the error that has cancelled it, in a circle that
+        Python's collector would find after minutes.
+        """
+        open_sessions = checked_out(self.reader_engine) or self._open_readers.value < READERS
+        if open_sessions and not self._collecting:
+            self._collecting = True
+            asyncio.get_running_loop().call_later(COLLECT_AFTER, self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = False
+        gc.collect()
 
     def _writer_waiting(self, seconds: float) -> Engine:
         """The writer's engine, to wait so long for the lock."""
@@ -318,8 +369,8 @@ class Database:
         """Close the pooled connections."""
         self._readers.close()
         self._writer.close()
-        self.reader_engine.dispose()
-        self.writer_engine.dispose()
+        for engine in (self.reader_engine, self._route_engine, self.writer_engine):
+            engine.dispose()
         self.file.close()
 
 
@@ -327,7 +378,7 @@ def reader_engine(file: DatabaseFile) -> Engine:
     """Connections that see one consistent state each, and refuse to write."""
     pragmas = {"foreign_keys": "ON", "query_only": "ON"}
     return make_engine(
-        file, "BEGIN", pragmas, size=READERS, overflow=2 * READERS, busy_timeout=BUSY_TIMEOUT
+        file, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
     )
 
 
@@ -367,7 +418,7 @@ def make_engine(
 
     def connect() -> sqlite3.Connection:
         file.require()
-        return open_database(file.path, busy_timeout=busy_timeout)
+        return open_database(file.path, busy_timeout=busy_timeout, factory=CursorKeeper)
 
     engine = create_engine(
         "sqlite://",
@@ -378,6 +429,7 @@ def make_engine(
         max_overflow=overflow,
         pool_timeout=BUSY_TIMEOUT,
     )
+    engine.dialect.colspecs = {**engine.dialect.colspecs, **STORED}
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -386,6 +438,9 @@ def make_engine(
         for name, value in pragmas.items():
             cursor.execute(f"PRAGMA {name}={value}")
         cursor.close()
+
+    event.listen(engine, "checkin", end_cursors)
+    event.listen(engine, "handle_error", explain)
 
     @event.listens_for(engine, "begin")
     def send_begin(connection: Connection) -> None:
@@ -437,6 +492,13 @@ def cause(error: BaseException | None) -> BaseException:
             return earlier
         earlier = earlier.__context__
     return error or RuntimeError("A route has ended the transaction that it shares")
+
+
+def checked_out(engine: Engine) -> int:
+    """Return how many of its connections are in use."""
+    pool: Any = engine.pool
+    found: int = pool.checkedout()
+    return found
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -14,3 +14,9 @@ WORKERS: Final = 20
 
 FLUSH: Final = 4
 """Seconds that a bucket then has to take the last changes; without one, none are needed."""
+
+UNREAD: Final = 60
+"""Seconds after which a client that takes nothing of its answer is disconnected."""
+
+UNREAD_AT_A_STOP: Final = 2
+"""The same while the service stops."""

@@ -2,13 +2,14 @@
 """gunicorn's configuration file, named by app/chassis/server.py.
 
 The parent process imports this and nothing heavier: settings arrive as command-line
-options and as the two LOG_ variables.
+options and as the three LOG_ variables.
 """
 
 import gc
 import os
 
 from app.chassis import deadlines, logs
+from app.chassis import shared as shared  # before the fork, which is what makes it shared
 
 worker_class = "app.chassis.worker.Worker"
 timeout = 30
@@ -19,9 +20,9 @@ control_socket_disable = True
 MEMORY = "/dev/shm"  # noqa: S108, its name on every Linux
 worker_tmp_dir = MEMORY if os.access(MEMORY, os.W_OK) else None
 accesslog = None
-logconfig_dict = logs.config(
-    os.environ.get("LOG_LEVEL", "INFO"), os.environ.get("LOG_FORMAT", "text")
-)
+form = os.environ.get("LOG_FORMAT", "text")
+logs.capture(form, int(os.environ.get("LOG_LINES_PER_SECOND", "400")))
+logconfig_dict = logs.config(os.environ.get("LOG_LEVEL", "INFO"), form)
 
 
 def pre_fork(_: object, __: object) -> None:

@@ -9,6 +9,7 @@ and lets go again; all who ask at the same time share one proof, begun after the
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NotRequired, TypedDict
 
@@ -17,7 +18,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.chassis import migrate
+from app.chassis import migrate, shared
 from app.chassis.coalesce import Coalesced
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
@@ -44,6 +45,10 @@ class CheckResult(TypedDict):
     status: Status
     message: NotRequired[str]
     details: NotRequired[Details]
+
+
+Outcome = tuple[CheckResult, Exception | None]
+"""A check's result, and the error that it raised, which only the log may show."""
 
 
 class Health(TypedDict):
@@ -78,7 +83,6 @@ class DatabaseHealth:
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            logger.warning("The database check failed: %s", error)
             raise Unhealthy(explain(error)) from error
         if not migrate.is_migrated(current, self.known, self.heads):
             raise Unhealthy("the database is not at this release's schema")
@@ -110,7 +114,7 @@ def explain(error: sqlite3.DatabaseError) -> str:
     return reasons.get(code & 0xFF, "the database does not answer")
 
 
-async def run_check(name: str, check: HealthCheck, limiter: anyio.CapacityLimiter) -> CheckResult:
+async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outcome:
     """Run one check, bounded in time whatever it does."""
     try:
         with anyio.fail_after(CHECK_TIMEOUT):
@@ -121,13 +125,12 @@ async def run_check(name: str, check: HealthCheck, limiter: anyio.CapacityLimite
                     check, limiter=limiter, abandon_on_cancel=True
                 )
     except Verdict as verdict:
-        return failed(verdict)
+        return failed(verdict), verdict
     except TimeoutError:
-        return {"status": "failed", "message": f"no answer within {CHECK_TIMEOUT:.0f} s"}
-    except Exception:
-        logger.exception("The health check %s raised", name)
-        return {"status": "failed", "message": "the check itself failed"}
-    return passed(details)
+        return {"status": "failed", "message": f"no answer within {CHECK_TIMEOUT:.0f} s"}, None
+    except Exception as error:
+        return {"status": "failed", "message": "the check itself failed"}, error
+    return passed(details), None
 
 
 def passed(details: Details | None) -> CheckResult:
@@ -145,19 +148,50 @@ def worst(results: Iterable[CheckResult]) -> Status:
     return max((result["status"] for result in results), key=order.index, default="ok")
 
 
-async def check_all(
-    checks: Mapping[str, HealthCheck], limiters: Limiters
-) -> dict[str, CheckResult]:
-    """The results, in the order of the checks, which run at the same time."""
-    results: dict[str, CheckResult] = {}
+async def check_all(checks: Mapping[str, HealthCheck], limiters: Limiters) -> dict[str, Outcome]:
+    """The outcomes, in the order of the checks, which run at the same time."""
+    results: dict[str, Outcome] = {}
 
     async def run(name: str) -> None:
-        results[name] = await run_check(name, checks[name], limiters[name])
+        results[name] = await run_check(checks[name], limiters[name])
 
     async with anyio.create_task_group() as group:
         for name in checks:
             group.start_soon(run, name)
     return {name: results[name] for name in checks}
+
+
+class Changes:
+    """Tells the log what is wrong and when it is well again: once a change, not once a request.
+
+    Each worker follows what it sees itself, and says nothing that another has just said.
+    """
+
+    def __init__(self) -> None:
+        self.seen = bytes(shared.HEALTH).rstrip(b"\0")
+
+    def note(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Log the state if it is another one than before; figures in it do not count."""
+        told, unexpected = [], None
+        for name, (result, error) in outcomes.items():
+            if result["status"] != "ok":
+                expected = isinstance(error, Verdict)
+                cause = error.__cause__ if isinstance(error, Verdict) else error
+                unexpected = unexpected or (None if expected else error)
+                reason = f"{result.get('message')} ({cause})" if cause else result.get("message")
+                told.append(f"{name} {result['status']}: {reason}")
+        text = "; ".join(told)
+        size = len(shared.HEALTH)
+        state = re.sub(rb"[0-9]+", b"", text.encode(errors="replace"))[:size]
+        if state == self.seen:
+            return
+        self.seen = state
+        if state == bytes(shared.HEALTH).rstrip(b"\0"):
+            return
+        shared.HEALTH[:] = state.ljust(size, b"\0")
+        status = worst(result for result, _ in outcomes.values())
+        level = {"ok": logging.INFO, "degraded": logging.WARNING, "failed": logging.ERROR}[status]
+        logger.log(level, "/health: %s", text or "all is well again", exc_info=unexpected)
 
 
 def add_routes(
@@ -182,8 +216,12 @@ def add_routes(
     # Of their own: the threads for routes may all be waiting for the database.
     limiters = {name: anyio.CapacityLimiter(1) for name in checks}
 
+    changes = Changes()
+
     async def examine() -> tuple[int, bytes]:
-        results = await check_all(checks, limiters)
+        outcomes = await check_all(checks, limiters)
+        changes.note(outcomes)
+        results = {name: result for name, (result, _) in outcomes.items()}
         status = worst(results.values())
         body: Health = {
             "status": status,

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What happens to every request, in one pass over its headers.
+"""Every request and its answer: who asks, what is let in, and what each answer carries.
 
 Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the way of streams.
 """
@@ -14,18 +14,51 @@ from functools import lru_cache
 from typing import Final
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
+from app.chassis.sessions import add_right_way
 from app.chassis.settings import ChassisSettings
 
 logger = logging.getLogger("app.request")
 
+Header = tuple[bytes, bytes]
+
 REQUEST_ID_FORM: Final = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
+
+HOST_HEADER_FORM: Final = re.compile(
+    rb"(?P<name>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]*))?"
+)
+"""What a Host header may be, https://www.rfc-editor.org/rfc/rfc9110#section-7.2."""
+
+LONGEST_HOST: Final = 261
+"""Bytes of a Host header: a name of 255 and a port."""
+
+LAST_PORT: Final = 65535
+
+LONGEST_ADDRESS: Final = 45
+"""Characters of an IPv6 address with an IPv4 address at its end."""
+
+LONGEST_LENGTH: Final = 19
+"""Digits of a Content-Length, beyond which no number is made of them."""
 
 MAPPED: Final = "::ffff:"
 """How a socket that listens on IPv6 begins the address of an IPv4 peer."""
+
+STARTS: Final = {
+    "http.response.start": 0,
+    "websocket.http.response.start": 0,
+    "websocket.accept": 101,
+    "websocket.close": 403,
+}
+"""The messages that can begin an answer, with its status where the message names none."""
+
+SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
+
+REQUEST_ID: Final = b"x-request-id"
+CACHE_CONTROL: Final = b"cache-control"
 
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -36,61 +69,49 @@ CONTENT_POLICY: Final = (b"content-security-policy", b"default-src 'none'; frame
 TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
 
 
-class Gate:
-    """Client address, request id, allowed hosts, body limit, headers and access log.
+class Edge:
+    """Client address, request id, headers of every answer, and access log.
 
     Args:
         app: The application.
-        settings: allowed_hosts, trusted_proxies, max_body_bytes, docs_enabled, production.
+        settings: trusted_proxies, docs_enabled, production.
     """
 
     def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
         self.app = app
-        self.max_body = settings.max_body_bytes
         self.is_proxy = proxy_test(settings.trusted_proxies)
-        self.is_allowed = host_test(settings.allowed_hosts)
         # The documentation pages load scripts from elsewhere.
-        self.policy = [] if settings.docs_enabled else [CONTENT_POLICY]
-        self.headers = SECURITY_HEADERS
-        self.https_headers = (*SECURITY_HEADERS, *[TRANSPORT_SECURITY] * settings.production)
+        policy = () if settings.docs_enabled else (CONTENT_POLICY,)
+        self.headers = (*SECURITY_HEADERS, *policy)
+        self.https_headers = (*self.headers, *[TRANSPORT_SECURITY] * settings.production)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        started = time.perf_counter()
         # Of a header that comes twice the first counts, as it does for the application.
         found = dict(reversed(scope["headers"]))
         self.apply_proxy(scope, found)
-        if scope["type"] == "websocket":
-            if self.allows_host(found):
-                await self.app(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008})
-            return
-        started = time.perf_counter()
         identifier = choose_request_id(found.get(b"x-railway-request-id"))
         token = request_id.set(identifier)
-        headers = self.https_headers if scope["scheme"] == "https" else self.headers
+        headers = self.https_headers if scope["scheme"] in {"https", "wss"} else self.headers
+        # now, because what is inside may change the scope
+        line = scope.get("method", "GET"), scope["raw_path"], scope["client"]
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in STARTS and not status:
+                status = message.get("status") or STARTS[message["type"]]
                 own = message.get("headers", ())
-                message["headers"] = [*own, (b"x-request-id", identifier.encode()), *headers]
-                # a page that is served here says itself what it may load
-                if CONTENT_POLICY[0] not in dict(own):
-                    message["headers"] += self.policy
+                message = {**message, "headers": completed(own, identifier, headers)}
             await send(message)
 
         try:
-            if refusal := self.refuse(found):
-                await refusal(scope, receive, send_with_headers)
-            else:
-                await self.app(scope, limited(receive, self.max_body), send_with_headers)
+            await self.app(scope, receive, send_with_headers)
         finally:
-            log_request(scope, status, time.perf_counter() - started)
+            log_request(*line, status, time.perf_counter() - started)
             request_id.reset(token)
 
     def apply_proxy(self, scope: Scope, found: dict[bytes, bytes]) -> None:
@@ -105,56 +126,140 @@ class Gate:
         if not self.is_proxy(peer):
             return
         address = found.get(b"x-real-ip", b"").decode("latin-1").strip()
-        if is_address(address):
+        if len(address) <= LONGEST_ADDRESS and is_address(address):
             scope["client"] = (address, 0)
-        scheme = found.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
-        if scheme in {"http", "https"} and scope["type"] == "http":
-            scope["scheme"] = scheme
+        secure = SECURE.get(found.get(b"x-forwarded-proto", b"").strip().lower())
+        if secure is not None:
+            scheme = "http" if scope["type"] == "http" else "ws"
+            scope["scheme"] = f"{scheme}s" if secure else scheme
 
-    def allows_host(self, found: dict[bytes, bytes]) -> bool:
-        return self.is_allowed(found.get(b"host", b"").decode("latin-1"))
 
-    def refuse(self, found: dict[bytes, bytes]) -> JSONResponse | None:
-        """The answer to a request that does not get as far as the application."""
-        if not self.allows_host(found):
+class Guard:
+    """Refuse hosts that are not served and bodies that are too large.
+
+    Args:
+        app: The application.
+        settings: allowed_hosts, max_body_bytes.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
+        self.app = app
+        self.max_body = settings.max_body_bytes
+        self.is_allowed = host_test(settings.allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif refusal := self.refuse(scope):
+            if scope["type"] == "http" or can_deny(scope):
+                await refusal(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self.app(scope, limited(receive, self.max_body), send)
+
+    def refuse(self, scope: Scope) -> JSONResponse | None:
+        """Return the answer to a request that does not get as far as the application."""
+        hosts = []
+        large = False
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"content-length":
+                large = large or is_larger(value, self.max_body)
+        # Of two, a proxy may have gone by the other one.
+        if len(hosts) != 1 or not self.is_allowed(hosts[0]):
             return problem(400, "This host is not served here; see ALLOWED_HOSTS")
-        length = found.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.max_body:
-            return problem(413, too_large(self.max_body))
-        return None
+        return problem(413, too_large(self.max_body)) if large else None
 
 
 class ErrorBoundary:
     """Answer what nothing else has handled, and log it; the answer carries no internals.
 
-    Starlette's own is outside of every other middleware, so that its answer would lack the
-    headers that CORSMiddleware and Gate add.
+    The start of a response waits for its first byte, so that a stream that cannot begin is a 500;
+    that of an event stream does not, because its first event may be long in coming.
+
+    Args:
+        app: The application.
+        cut_short: Called after a response that was begun and not finished.
+        handler: The service's own handler of `Exception` or 500, which makes the answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(
+        self, app: ASGIApp, cut_short: Callable[[], None], handler: ExceptionHandler | None = None
+    ) -> None:
+        self.app = ServerErrorMiddleware(app, handler) if handler else app
+        self.cut_short = cut_short
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        begun = ended = False
+        start: Message | None = None
 
-        async def send_noting_start(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
+        async def send_from_first_byte(message: Message) -> None:
+            nonlocal begun, ended, start
+            if message["type"] == "http.response.start" and not is_event_stream(message):
+                start = message
+                return
+            begun = begun or start is not None or message["type"] in STARTS
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
+            if start is not None:
+                held, start = start, None
+                await send(held)
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting_start)
-        except Exception:
-            if scope["type"] != "http":
-                raise
+            await self.app(scope, receive, send_from_first_byte)
+        except Exception as error:
+            add_right_way(error)
+            answerable = scope["type"] == "http" or can_deny(scope)
+            if not ended and (begun or not answerable):
+                raise  # too late for an answer: the server logs it and closes the connection
             logger.exception("Unhandled error")
-            if started:
-                raise  # too late for an answer: the server closes the connection
+        else:
+            if begun or scope["type"] != "http":
+                return
+            logger.error("A request was not answered")
+        finally:
+            if begun and not ended and scope["type"] == "http":
+                self.cut_short()
+        if not begun:
             await problem(500, "Internal server error")(scope, receive, send)
 
 
+def is_event_stream(start: Message) -> bool:
+    kind: bytes = dict(start.get("headers", ())).get(b"content-type", b"")
+    return kind.startswith(b"text/event-stream")
+
+
+def completed(own: Iterable[Header], identifier: str, ours: Iterable[Header]) -> list[Header]:
+    """Return an answer's headers with those of ours that it does not have itself."""
+    headers = list(own)
+    names = {name.lower() for name, _ in headers}
+    if REQUEST_ID in names:
+        # the log's is the one that people can search for
+        headers = [header for header in headers if header[0].lower() != REQUEST_ID]
+    headers.append((REQUEST_ID, identifier.encode()))
+    headers += [header for header in ours if header[0] not in names]
+    if CACHE_CONTROL not in names:
+        # A copy that is kept has to be asked for again, and must not sign anybody in.
+        kept = b"etag" in names and b"set-cookie" not in names
+        headers.append((CACHE_CONTROL, b"no-cache" if kept else b"no-store"))
+    return headers
+
+
+def can_deny(scope: Scope) -> bool:
+    """Tell whether a WebSocket's handshake can be answered like a request."""
+    return "websocket.http.response" in (scope.get("extensions") or ())
+
+
+def is_larger(length: bytes, limit: int) -> bool:
+    """Tell whether a Content-Length is above the limit; a number of many digits is never made."""
+    digits = length.strip().lstrip(b"0")
+    return len(digits) > LONGEST_LENGTH or (digits.isdigit() and int(digits) > limit)
+
+
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in the form that FastAPI's own have, with the request's id for the logs."""
+    """Return an error in the form that FastAPI's own have, with the request's id for the logs."""
     content = {"detail": detail, "request_id": request_id.get()}
     return JSONResponse(content, status_code=status, headers=headers)
 
@@ -180,7 +285,7 @@ def limited(receive: Receive, limit: int) -> Receive:
 
 
 def choose_request_id(given: bytes | None) -> str:
-    """The edge's id for the request if it has one that is safe to log, else a new one."""
+    """Return the edge's id for the request if it has one that is safe to log, else a new one."""
     if given and REQUEST_ID_FORM.fullmatch(given):
         return given.decode()
     return os.urandom(16).hex()
@@ -188,7 +293,7 @@ def choose_request_id(given: bytes | None) -> str:
 
 @lru_cache(maxsize=1024)
 def is_address(value: str) -> bool:
-    """Whether this is an IP address; one with a zone, which may be any text, is none here."""
+    """Tell whether this is an IP address; one with a zone, which may be any text, is none here."""
     if "%" in value:
         return False
     try:
@@ -199,7 +304,7 @@ def is_address(value: str) -> bool:
 
 
 def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
-    """A cached test whether an address belongs to one of the networks.
+    """Return a test whether an address belongs to one of the networks.
 
     A socket that listens on IPv6 shows IPv4 peers as ::ffff:a.b.c.d; they count as IPv4.
     """
@@ -218,28 +323,29 @@ def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
     return is_proxy
 
 
-def host_test(allowed: Iterable[str]) -> Callable[[str], bool]:
-    """A cached test whether a Host header is allowed; `*.example.com` allows all below."""
+def host_test(allowed: Iterable[str]) -> Callable[[bytes], bool]:
+    """Return a test whether a Host header is allowed; `*.example.com` allows all below."""
     names = frozenset(allowed)
     suffixes = tuple(name[1:] for name in names if name.startswith("*."))
 
     @lru_cache(maxsize=1024)
-    def is_allowed(header: str) -> bool:
-        host = header.lower()
-        if not host.endswith("]"):
-            name, colon, port = host.rpartition(":")
-            host = name if colon and port.isdigit() else host
+    def is_named(header: bytes) -> bool:
+        form = HOST_HEADER_FORM.fullmatch(header)
+        if form is None or int(form["port"] or 0) > LAST_PORT:
+            return False
+        host = form["name"].decode().lower()
         return "*" in names or host in names or host.endswith(suffixes)
 
-    return is_allowed
+    # what is remembered is short
+    return lambda header: len(header) <= LONGEST_HOST and is_named(header)
 
 
-def log_request(scope: Scope, status: int, seconds: float) -> None:
+def log_request(
+    method: str, raw_path: bytes, client: tuple[str, int] | None, status: int, seconds: float
+) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
-    client = scope["client"]
-    method = scope["method"]
-    path = scope["raw_path"].decode("latin-1")  # still encoded: it cannot break the line
+    path = raw_path.decode("latin-1")  # still encoded: it cannot break the line
     duration = round(seconds * 1000, 2)
     address = client[0] if client else ""
     logger.handle(RequestRecord(logger.name, method, path, status, duration, address))

@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import time
-from contextlib import nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TextIO
+
+from app.chassis import output
+from app.chassis.output import Printed, Tally
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -28,11 +30,6 @@ BLANK: Final = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname":
 
 # a worker is not gunicorn's first process
 os.register_at_fork(after_in_child=lambda: BLANK.update(process=os.getpid()))
-
-
-TOGETHER: Final = 2048
-"""Characters that are written at once. A pipe keeps 4096 bytes in one piece (pipe(7)), so that the
-lines of several workers do not mix; what is in a request's line takes two bytes at most."""
 
 
 class RequestRecord(logging.LogRecord):
@@ -115,50 +112,67 @@ class TextFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes the lines of requests that end together at once, and everything else immediately."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__(stream)
-        self.lines: list[str] = []
-        self.length = 0
-        self.loop: object = None
-        """The event loop that is about to write them."""
+    """Hands lines over to whatever stands in the place of stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not isinstance(self.stream, Printed):
+            super().emit(record)
+            return
+        output = self.stream.output
         try:
-            if type(record) is not RequestRecord or not self.keep(self.format(record)):
-                self.write_lines()
-                super().emit(record)
+            if type(record) is RequestRecord:
+                known = vars(record)
+                output.put_request(
+                    known["status"], known["duration_ms"], lambda: self.format(record)
+                )
+            else:
+                line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+                output.put_line(line, important=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
 
-    def keep(self, line: str) -> bool:
-        """Whether an event loop will write it, once it has done what it is about to do."""
-        import asyncio  # gunicorn's first process has none
 
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return False
-        if self.length + len(line) > TOGETHER:
-            self.write_lines()
-        self.lines.append(line + self.terminator)
-        self.length += len(line)
-        if self.loop is not loop:
-            self.loop = loop
-            loop.call_soon(self.flush)
-        return True
+def capture(form: str, lines: int) -> None:
+    """Never wait again for who reads the log, and write no more of it than the platform takes.
 
-    def write_lines(self) -> None:
-        lines, self.lines, self.length = self.lines, [], 0
-        if lines:
-            self.stream.write("".join(lines))
+    Args:
+        form: `json` or `text`.
+        lines: Lines a second that are no warnings, of all processes together.
+    """
+    formatter = make_formatter(form)
+    output.capture(lines, lambda tally: formatter.format(tally_record(tally)))
 
-    def flush(self) -> None:
-        with self.lock or nullcontext():
-            self.loop = None
-            self.write_lines()
-            super().flush()
+
+def tally_record(tally: Tally) -> logging.LogRecord:
+    """What was counted, as a line of the log."""
+    requests = sum(tally.statuses.values())
+    counted = {
+        "requests": requests,
+        "other_lines": tally.lines,
+        "warnings": tally.warnings,
+        "dropped": tally.lost,
+    }
+    fields: dict[str, Any] = {name: number for name, number in counted.items() if number}
+    told = ", ".join(f"{name} {number}" for name, number in fields.items())
+    if requests:
+        fields["statuses"] = tally.statuses
+        fields |= {"p50_ms": tally.p50_ms, "p99_ms": tally.p99_ms}
+        told += f" (p50 {tally.p50_ms} ms, p99 {tally.p99_ms} ms)"
+    missed = tally.warnings or tally.lost
+    level = logging.WARNING if missed else logging.INFO
+    return logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": f"Not in this log: {told}",
+            **fields,
+        }
+    )
+
+
+def make_formatter(form: str) -> logging.Formatter:
+    return JsonFormatter() if form == "json" else TextFormatter()
 
 
 def config(level: str, form: str) -> dict[str, Any]:
@@ -168,11 +182,10 @@ def config(level: str, form: str) -> dict[str, Any]:
         level: Lowest level that is written.
         form: `json` or `text`.
     """
-    formatter = JsonFormatter if form == "json" else TextFormatter
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"()": formatter}},
+        "formatters": {"line": {"()": make_formatter, "form": form}},
         "handlers": {
             "stdout": {
                 "class": "app.chassis.logs.LineHandler",

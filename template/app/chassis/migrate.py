@@ -13,13 +13,14 @@ import ast
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from app.chassis import features
+from app.chassis import features, integrity
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
@@ -27,6 +28,7 @@ from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from alembic.operations import MigrationScript
+    from alembic.runtime.migration import MigrationContext
     from sqlalchemy import MetaData
     from sqlalchemy.schema import SchemaItem
 
@@ -37,6 +39,11 @@ VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
 ACCEPT_TABLES: Final = (
     "make a first revision that accepts them: "
     '`uv run alembic -x existing revision --autogenerate -m "what there was"`'
+)
+
+RENAME: Final = (
+    "give one a name of its own, or name all by all of their columns, with column_0_N_name in the "
+    "naming convention of app/models.py (docs/upgrading.md of the template, 0.4.0)"
 )
 
 
@@ -109,6 +116,11 @@ def current_revision(connection: sqlite3.Connection, schema: Schema) -> frozense
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
     query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
     return connection.execute(query, (name,)).fetchone() is not None
+
+
+def table_names(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows}
 
 
 def foreign_tables(connection: sqlite3.Connection) -> list[str]:
@@ -262,7 +274,8 @@ def run_alembic(database: Path, schema: Schema) -> None:
         logger.exception("Migration failed")
         raise StartupError(
             f"Database: the migration failed ({type(error).__name__}) and was rolled back; "
-            f"the log above says why. Correct the revision in {directory(schema)} and start again."
+            f"the log above says why. Correct the revision in {directory(schema)}, or the rows "
+            "that it stumbles over, and start again."
         ) from None
     heads = heads_of(read_revisions(schema.versions))
     logger.info("Database migrated to %s", ", ".join(sorted(heads)))
@@ -276,13 +289,13 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     """What each env.py does: run the revisions Alembic asks for in one transaction.
 
     Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it;
-    they are checked before the commit.
+    what a revision has broken is found before the commit. Rows that referred to none before it are
+    left as they are.
 
     Raises:
-        RuntimeError: A row refers to one that does not exist.
+        RuntimeError: Because of a revision, a row refers to one that does not exist.
     """
     from alembic import context
-    from sqlalchemy import text
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -297,6 +310,10 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     engine = migration_engine(file)
     try:
         with engine.begin() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            tables, orphans = table_names(driver), integrity.find_orphans(driver)
+            for line in integrity.describe(orphans):
+                logger.warning("Before the migration, and left as it is: %s", line)
             context.configure(
                 connection=connection,
                 target_metadata=metadata,
@@ -306,17 +323,73 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 include_object=belongs_to(schema),
                 # as if the database were empty, so that the revision makes what is there, too
                 include_name=(lambda *_: False) if existing else None,
-                process_revision_directives=accept_tables if existing else None,
+                process_revision_directives=directives(metadata, schema, existing=existing),
             )
             context.run_migrations()
-            if broken := connection.execute(text("PRAGMA foreign_key_check")).first():
-                raise RuntimeError(f"table {broken[0]} has a row whose {broken[2]} is missing")
+            left = integrity.find_orphans(driver)
+            broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
+            if broken:
+                raise RuntimeError("; ".join(integrity.describe(broken)))
     finally:
         engine.dispose()
         file.close()
 
 
-def accept_tables(_: object, __: object, scripts: "list[MigrationScript]") -> None:
+def directives(
+    metadata: "MetaData", schema: Schema, *, existing: bool
+) -> Callable[["MigrationContext", object, "list[MigrationScript]"], None]:
+    """Return what looks at a revision that Alembic has made by comparing."""
+
+    def look(context: "MigrationContext", _: object, scripts: "list[MigrationScript]") -> None:
+        from alembic.util import CommandError
+
+        if shared := shared_names(metadata):
+            raise CommandError(f"{'; '.join(shared)}. Alembic would see one of them: {RENAME}.")
+        for line in unseen_checks(context, metadata, schema):
+            logger.warning(line)
+        if existing:
+            accept_tables(scripts)
+
+    return look
+
+
+def shared_names(metadata: "MetaData") -> list[str]:
+    """Return a line for each name that several constraints or indexes of a table have."""
+    lines = []
+    for table in metadata.tables.values():
+        named = [one.name for one in table.constraints] + [one.name for one in table.indexes]
+        lines += [
+            f"{count} constraints of table {table.name} have the name {name}"
+            for name, count in Counter(named).items()
+            if count > 1 and isinstance(name, str)
+        ]
+    return lines
+
+
+def unseen_checks(
+    context: "MigrationContext", metadata: "MetaData", schema: Schema
+) -> Iterator[str]:
+    """Yield a line for each check constraint that is not in the database: Alembic compares none."""
+    from sqlalchemy import CheckConstraint, inspect
+
+    assert context.connection is not None
+    inspector = inspect(context.connection)
+    include = belongs_to(schema)
+    for table in metadata.tables.values():
+        wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
+        if not include(table, table.name, "table") or not inspector.has_table(table.name):
+            continue
+        found = inspector.get_check_constraints(table.name)
+        if len(wanted) > len(found):
+            names = {one["name"] for one in found}
+            missing = ", ".join(str(name) for name in wanted if name not in names)
+            yield (
+                f"Table {table.name} has no {missing} in the database, and Alembic writes no check "
+                "constraint: add create_check_constraint to the revision (batch_alter_table)"
+            )
+
+
+def accept_tables(scripts: "list[MigrationScript]") -> None:
     """Let a revision create only what is missing: `alembic -x existing revision --autogenerate`."""
     from alembic.operations.ops import CreateIndexOp, CreateTableOp, ModifyTableOps
 

@@ -13,6 +13,8 @@ from app.chassis.settings import ChassisSettings
 
 APPLICATION: Final = "app.main:create_app"
 
+PROTOCOL: Final = "app.chassis.bounds:BoundedProtocol"
+
 
 def production_command(settings: ChassisSettings) -> list[str]:
     """The server that deployments run; its first process gets SIGTERM and the exit code."""
@@ -37,6 +39,7 @@ def development_command(settings: ChassisSettings, *, reload: bool) -> list[str]
         "--factory",
         "--host=127.0.0.1",
         f"--port={settings.port}",
+        f"--http={PROTOCOL}",
         "--no-access-log",
         "--no-server-header",
         "--no-proxy-headers",

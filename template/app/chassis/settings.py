@@ -14,7 +14,6 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -24,7 +23,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.chassis import answers
 from app.chassis.errors import ConfigurationError
@@ -53,7 +58,16 @@ MIN_SECRET_SYMBOLS: Final = 8
 DATABASE_URL_FORM: Final = re.compile(
     r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00\ud800-\udfff]+)"
 )
-HOST_FORM: Final = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9a-fA-F:]+\]")
+ORIGIN_FORM: Final = re.compile(r"(https?)://(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", re.IGNORECASE)
+NAME_FORM: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+NUMBER_FORM: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+JSON_FORM: Final = re.compile(r"\s*\[(?![0-9a-fA-F:]+\])")
+"""How a list in JSON begins, and a list whose first entry is an IPv6 address does not."""
+
+BLANK: Final = r"[\s\u200b\u2060\ufeff]+"
+"""White space, also that which no editor shows; none of it belongs at the end of a value."""
 
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 
@@ -94,6 +108,7 @@ class ChassisSettings(BaseSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
+    log_lines_per_second: int = Field(default=400, ge=0, le=100_000)
     workers: int = Field(default=answers.WORKERS, ge=1, le=16)
     app_uid: int | None = Field(default=None, ge=1)
     app_version: str = ""
@@ -101,6 +116,26 @@ class ChassisSettings(BaseSettings):
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
     min_free_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
     low_free_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the white space off every value: pasted, it often comes with a line break.
+
+        At the source, so that it is so for every field, a subclass's own included, and so that
+        a value of white space alone counts as not set.
+        """
+        for source in (env_settings, dotenv_settings):
+            assert isinstance(source, EnvSettingsSource), "both are, as pydantic-settings has them"
+            stripped = {name: strip(value or "") for name, value in source.env_vars.items()}
+            source.env_vars = {name: value for name, value in stripped.items() if value}
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     @model_validator(mode="before")
     @classmethod
@@ -143,12 +178,12 @@ class ChassisSettings(BaseSettings):
         """Accept `a, b` as well as `["a", "b"]`."""
         if not isinstance(value, str):
             return value
-        if not value.lstrip().startswith("["):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
         try:
-            return tuple(json.loads(value))
-        except (ValueError, TypeError):
+            parts = json.loads(value) if JSON_FORM.match(value) else value.split(",")
+        except ValueError:
             raise ValueError("looks like JSON but is not; write a comma-separated list") from None
+        parts = [strip(part) if isinstance(part, str) else part for part in parts]
+        return tuple(part for part in parts if part != "")
 
     @field_validator("secret_key")
     @classmethod
@@ -206,34 +241,42 @@ class ChassisSettings(BaseSettings):
     def backend_url_is_an_origin(cls, value: str, info: ValidationInfo) -> str:
         if not value and not is_production(info):
             return f"http://localhost:{info.data.get('port', 8000)}"
-        value = value.rstrip("/")
         if value and not is_origin(value):
-            raise ValueError("must be scheme and host, such as https://api.example.com")
-        return value
+            raise ValueError(
+                "must be scheme and host, such as https://api.example.com, in ASCII as a browser "
+                "sends it"
+            )
+        return as_origin(value) or ""
 
     @field_validator("cors_origins")
     @classmethod
     def origins_are_listed(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        origins = tuple(origin.rstrip("/") for origin in value)
-        if "*" in origins and is_production(info):
+        if "*" in value and is_production(info):
             raise ValueError("must list the origins in production instead of *")
-        if not all(origin == "*" or is_origin(origin) for origin in origins):
+        origins = [origin if origin == "*" else as_origin(origin) for origin in value]
+        if None in origins:
             raise ValueError(
-                "must list origins of the form https://app.example.com, without a path"
+                f"no browser sends what entry {origins.index(None) + 1} says; write each as "
+                "https://app.example.com: no path, no wildcard, and in ASCII (xn--...)"
             )
-        return origins
+        return tuple(dict.fromkeys(origin for origin in origins if origin))
 
     @field_validator("allowed_hosts")
     @classmethod
     def hosts_are_names(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if not all(HOST_FORM.fullmatch(host) for host in value):
-            raise ValueError("must list host names without scheme or port, such as api.example.com")
+        hosts = [host if host == "*" else as_host_pattern(host) for host in value]
+        if None in hosts:
+            raise ValueError(
+                f"no browser asks for what entry {hosts.index(None) + 1} says; write each as "
+                "api.example.com or *.example.com: no scheme, no port, and in ASCII (xn--...)"
+            )
+        value = tuple(host for host in hosts if host)
         known = info.data
         if not value:
             if not is_production(info):
                 return ("*",)
-            backend = urlsplit(known.get("backend_url", "")).hostname
-            value = (*LOOPBACK_HOSTS, *([backend] if backend else []))
+            backend = ORIGIN_FORM.fullmatch(known.get("backend_url", ""))
+            value = (*LOOPBACK_HOSTS, *([backend[2]] if backend else []))
             if known.get("railway_environment_id"):
                 private = known.get("railway_private_domain")
                 value = (*value, "*.up.railway.app", *([private] if private else []))
@@ -245,12 +288,14 @@ class ChassisSettings(BaseSettings):
     @classmethod
     def proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         try:
-            for network in value:
-                ipaddress.ip_network(network)
+            networks = [ipaddress.ip_network(network) for network in value]
         except ValueError:
             raise ValueError(
                 "must list addresses or networks, such as 100.64.0.0/10 or 172.18.0.2"
             ) from None
+        # an IPv4 peer counts as IPv4 whatever the socket shows
+        if any(getattr(network.network_address, "ipv4_mapped", None) for network in networks):
+            raise ValueError("must list IPv4 addresses without ::ffff: before them")
         return value
 
     @classmethod
@@ -316,19 +361,55 @@ def is_production(info: ValidationInfo) -> bool:
     return bool(info.data.get("environment", "production") == "production")
 
 
+def strip(value: str) -> str:
+    """Return the value without the white space around it."""
+    return re.sub(rf"^{BLANK}|{BLANK}\Z", "", value)
+
+
+def as_origin(value: str) -> str | None:
+    """Return an origin as a browser sends it, or None if there is none that it could send.
+
+    A browser writes scheme and host in lower case and ASCII, addresses in their shortest form,
+    and leaves the scheme's own port out (https://url.spec.whatwg.org/#host-serializing).
+    """
+    match = ORIGIN_FORM.fullmatch(value.rstrip("/"))
+    host = match and as_host(match[2])
+    if match is None or host is None:
+        return None
+    scheme = match[1].lower()
+    port = int(match[3] or DEFAULT_PORTS[scheme])
+    if not 0 < port < 65536:
+        return None
+    return f"{scheme}://{host}" + (f":{port}" if port != DEFAULT_PORTS[scheme] else "")
+
+
 def is_origin(value: str) -> bool:
     """Whether the value is scheme, host and perhaps a port, and nothing more."""
+    return as_origin(value) is not None
+
+
+def as_host(value: str) -> str | None:
+    """Return a host as a browser sends it, or None if it is no name and no address."""
+    host = value.lower()
     try:
-        parts = urlsplit(value)
-        port = parts.port
+        if host.startswith("["):
+            address = ipaddress.IPv6Address(host.strip("[]"))
+            # with a zone, or with an IPv4 address in it, browsers write it otherwise
+            return None if address.scope_id or address.ipv4_mapped else f"[{address}]"
+        if NUMBER_FORM.fullmatch(host):  # what ends in a number is an address to a browser
+            return str(ipaddress.IPv4Address(host))
     except ValueError:
-        return False
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return False
-    authority = parts.hostname if ":" not in parts.hostname else f"[{parts.hostname}]"
-    if port is not None:
-        authority = f"{authority}:{port}"
-    return value.lower() == f"{parts.scheme}://{authority}"
+        return None
+    return host if NAME_FORM.fullmatch(host) else None
+
+
+def as_host_pattern(value: str) -> str | None:
+    """Return a host, or `*.` and the name that it stands below, as a browser sends them."""
+    below = value.removeprefix("*.")
+    host = as_host(below)
+    if host is None or below == value:
+        return host
+    return f"*.{host}" if NAME_FORM.fullmatch(host) and not NUMBER_FORM.fullmatch(host) else None
 
 
 def describe(problem: Mapping[str, Any]) -> str:

@@ -23,7 +23,11 @@ MAGIC: Final = b"SQLite format 3\0"
 
 
 def open_database(
-    path: Path, *, create: bool = False, busy_timeout: float = 5.0
+    path: Path,
+    *,
+    create: bool = False,
+    busy_timeout: float = 5.0,
+    factory: type[sqlite3.Connection] = sqlite3.Connection,
 ) -> sqlite3.Connection:
     """Open the database in autocommit mode, usable from any thread.
 
@@ -33,6 +37,7 @@ def open_database(
             SQLite's default would quietly start an empty database wherever a
             volume is not mounted.
         busy_timeout: Seconds to wait for another connection's lock.
+        factory: The connection's class.
 
     Raises:
         sqlite3.OperationalError: The file is missing or cannot be opened.
@@ -44,4 +49,5 @@ def open_database(
         timeout=busy_timeout,
         isolation_level=None,
         check_same_thread=False,
+        factory=factory,
     )

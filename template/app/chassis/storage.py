@@ -2,6 +2,7 @@
 """The directory the database lives in: mounted, owned, writable, and locked by one service."""
 
 import fcntl
+import glob
 import logging
 import os
 import socket
@@ -9,11 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import PROJECT_ROOT, ChassisSettings, strip
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def prepare(settings: ChassisSettings) -> None:
         make_directory(directory)
         give_to(settings.volume or directory, settings.app_uid)
         drop_to(settings.app_uid)
+        require_readable(PROJECT_ROOT / "app")
     make_directory(directory)
     require_writable(directory)
     require_whole(settings.database_path)
@@ -120,6 +123,21 @@ def drop_to(uid: int) -> None:
         ) from None
     # root's home cannot be read any more, and nothing here needs one that can be written
     os.environ["HOME"] = tempfile.gettempdir()
+
+
+def require_readable(code: Path) -> None:
+    """Refuse code that the present user cannot read, before an import of it fails.
+
+    An image has the modes of the checkout that it was built from, and a umask such as 027 keeps
+    everybody but root out. The template's own Dockerfile opens them.
+    """
+    for path in chain([code], code.rglob("*")):
+        readable = os.access(path, os.R_OK) and (path.is_file() or os.access(path, os.X_OK))
+        if not readable:
+            raise StartupError(
+                f"Storage: {path} cannot be read as uid {os.geteuid()}. Let everybody read the "
+                "image's files: chmod -R a+rX . before it is built, or as its last step."
+            )
 
 
 def require_writable(directory: Path) -> None:
@@ -217,4 +235,40 @@ def acquire_lock(database: Path, timeout: float) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
     os.set_inheritable(descriptor, True)
+    adopt(database, timeout)
     return descriptor
+
+
+def strays(database: Path) -> list[Path]:
+    """Return the databases beside this one whose name only has white space more.
+
+    A DATABASE_URL that ended in white space made them, until that was removed.
+    """
+    beside = database.parent.glob(f"{glob.escape(database.name)}*")
+    return [path for path in beside if path != database and strip(path.name) == database.name]
+
+
+def adopt(database: Path, timeout: float) -> None:
+    """Give the stray database its right name, unless there is one of that name.
+
+    The log goes first: a database without it would lack its last changes, and a log without
+    its database is refused at the next start.
+
+    Raises:
+        StartupError: There are several, or another service uses the one.
+    """
+    found = strays(database)
+    if database.exists() or not found:
+        return
+    if len(found) > 1:
+        raise StartupError(f"Storage: {found} might all be {database}; rename the right one.")
+    stray = found[0]
+    descriptor = acquire_lock(stray, timeout)
+    logger.warning("Storage: %s is now named %s", ascii(str(stray)), database)
+    for suffix in ("-wal", ""):
+        part = stray.with_name(f"{stray.name}{suffix}")
+        if part.exists():
+            part.rename(database.with_name(f"{database.name}{suffix}"))
+    for suffix in ("-shm", ".lock"):
+        stray.with_name(f"{stray.name}{suffix}").unlink(missing_ok=True)
+    os.close(descriptor)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -32,6 +33,9 @@ HEARTBEAT: Final = 15.0
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a generator has for its clean-up when its stream ends early."""
+
+EVENTS_IN_A_PASS: Final = 8
+"""Events that all streams together send in one pass of the event loop."""
 
 RECONNECT: Final = 1000
 """Milliseconds that a browser waits before it reconnects after the service has stopped."""
@@ -93,6 +97,7 @@ class EventStream(Response):
             async for event in self._events:
                 await send({"type": "http.response.body", "body": encode(event), "more_body": True})
                 self._last_sent = clock()
+                await turns.next()
         finally:
             await self._events.aclose()
 
@@ -115,6 +120,42 @@ class EventStream(Response):
             if clock() >= self._last_sent + self._heartbeat:
                 await send({"type": "http.response.body", "body": comment, "more_body": True})
                 self._last_sent = clock()
+
+
+class Turns:
+    """The order in which streams send, so that many of them do not keep everyone else waiting.
+
+    A generator that has its next event at hand never waits, nor does a send that finds room in
+    a buffer, so each stream gives way after every event. An event loop accepts one connection
+    in a pass, and a pass in which hundreds of streams send takes long.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def next(self) -> None:
+        """Wait for a later pass of the event loop; EVENTS_IN_A_PASS streams go on in each."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._waiting.clear()
+        turn = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._give)
+        self._waiting.append(turn)
+        await turn
+
+    def _give(self) -> None:
+        for _ in range(min(EVENTS_IN_A_PASS, len(self._waiting))):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+        if self._waiting and self._loop:
+            self._loop.call_soon(self._give)
+
+
+turns = Turns()
 
 
 class OpenStreams:

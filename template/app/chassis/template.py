@@ -1,254 +1,154 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app template`: how this project stands to the template it was made from.
+"""`python -m app template`: hands over to `trackbed`, the template's command for its projects.
 
-Copier is run by `uvx`, so that the service does not depend on it. Needs nothing but Python's
-standard library itself: it has to work before the dependencies are installed.
+It comes from the template's newest release, by `uvx`. Finding it needs nothing but Python's
+standard library: it has to work before the dependencies are installed.
 """
 
-import difflib
-import json
+import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypedDict
+from typing import Final, NamedTuple, NoReturn
 
 from app.chassis.errors import StartupError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-COPIER: Final = "copier>=9.19,<10"
+LINE: Final = r"^%s: (.+(?:\n  .+)*)$"
+"""A text of the answers file; YAML may break a long one."""
 
-ANSWERS: Final = ".copier-answers.yml"
+SHORT: Final = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 
-OWNED: Final = "Belongs to the template: "
-"""How the header of each file begins that an update replaces."""
-
-HEADER_LINES: Final = 3
-
-NOTES: Final = "docs/upgrading.md"
-"""Where the template tells what each version means for its projects."""
-
-VERSION_FORM: Final = re.compile(r"v?(\d+(?:\.\d+)*)")
+RELEASE: Final = re.compile(r"refs/tags/(v?(\d+(?:\.\d+)*))")
 
 
 class TemplateError(StartupError):
-    """It cannot be told; the message says why."""
+    """The template's command cannot be found; the message says why."""
 
     exit_code = 2
 
 
 class Recorded(NamedTuple):
-    """What the answers file has of the template."""
+    """The answers file of this template, and what it has of the template."""
 
+    file: str
     version: str
     source: str
 
 
-class Drift(NamedTuple):
-    """A file of the template's that is not as its version renders it."""
-
-    path: str
-    kind: Literal["changed", "missing"]
-
-
-class Report(TypedDict):
-    source: str
-    version: str
-    newest: str
-    update_available: bool
-    drift: list[dict[str, str]]
-
-
-def status() -> Report:
-    """The recorded version, the newest one, and every file of the template's that differs.
+def hand_over(arguments: Sequence[str]) -> NoReturn:
+    """Become the template's command, for this project.
 
     Raises:
-        TemplateError: The template cannot be reached, or nothing is recorded.
+        TemplateError: There is no `uvx`, no version recorded, or no release to take it from.
     """
     known = recorded()
-    newest = newest_version(known)
-    with rendered(known) as fresh:
-        drift = [found._asdict() for found in find_drift(fresh)]
-    return {
-        "source": known.source,
-        "version": known.version,
-        "newest": newest,
-        "update_available": newest != known.version,
-        "drift": drift,
-    }
+    address = git_address(known.source)
+    uvx = find_uvx()
+    package = f"git+{package_address(address)}@{newest_release(address, known.version)}"
+    options = ["--quiet", "--python", sys.executable, "--from", package]
+    place = ["-C", str(ROOT), *arguments, "-a", known.file]
+    os.execv(uvx[0], [*uvx, *options, "trackbed", *place])
 
 
-def lines(report: Report) -> list[str]:
-    """The report for a person, one line each."""
-    newest = f"{report['newest']} is out" if report["update_available"] else "the newest"
-    shown = [
-        f"template  {report['source']}",
-        f"version   {report['version']}, {newest}",
-        f"drift     {len(report['drift'])} of the template's files are not as it renders them",
-    ]
-    return [*shown, *(f"          {found['kind']} {found['path']}" for found in report["drift"])]
-
-
-def is_in_step(report: Report) -> bool:
-    return not report["update_available"] and not report["drift"]
-
-
-def diff() -> str:
-    """What has been changed in the template's files, as a patch.
-
-    Raises:
-        TemplateError: The template cannot be reached, or nothing is recorded.
-    """
-    with rendered(recorded()) as fresh:
-        return "".join(patch for found in find_drift(fresh) for patch in compare(fresh, found.path))
-
-
-def notes() -> str:
-    """What the template's newer versions mean for this project, the newest first.
-
-    Raises:
-        TemplateError: The template cannot be reached, or nothing is recorded.
-    """
-    known = recorded()
-    newest = newest_version(known)
-    with tempfile.TemporaryDirectory() as directory:
-        clone = ["git", "clone", "--quiet", "--depth=1", f"--branch={newest}"]
-        run([*clone, "--", git_address(known.source), directory])
-        page = Path(directory, NOTES)
-        text = page.read_text(encoding="utf-8") if page.exists() else ""
-    return "\n".join(sections(text, after=known.version, until=newest))
+def find_uvx() -> list[str]:
+    """Return the command that runs a package: `uv run` says where uv is."""
+    if uvx := shutil.which("uvx"):
+        return [uvx]
+    if uv := os.environ.get("UV") or shutil.which("uv"):
+        return [uv, "tool", "run"]
+    raise TemplateError(
+        "Template: uvx is missing, which runs its command; install uv (https://docs.astral.sh/uv/)."
+    )
 
 
 def recorded() -> Recorded:
-    """The version and the source, out of the answers file.
+    """Return the version and the source, out of the answers file.
 
     Raises:
         TemplateError: It is missing, or says neither.
     """
-    try:
-        text = (ROOT / ANSWERS).read_text(encoding="utf-8")
-    except OSError:
+    files = sorted(ROOT.glob(".copier-answers*.y*ml"))
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    # another template may have left its answers as well; this one asks for the volume
+    ours = [name for name, text in texts.items() if re.search("^volume_path: ", text, re.M)]
+    if len(ours) != 1:
+        told = f"keep one of {', '.join(ours)}" if ours else ".copier-answers.yml is missing"
+        raise TemplateError(f"Template: {told}; take it from the repository's history.")
+    text = texts[ours[0]]
+    version, source = (re.search(LINE % key, text, re.M) for key in ("_commit", "_src_path"))
+    if version is None or source is None:
         raise TemplateError(
-            f"Template: {ANSWERS} is missing; take it from the repository's history."
-        ) from None
-    found = dict(re.findall(r"^(_commit|_src_path): (.+)$", text, re.MULTILINE))
-    if found.keys() != {"_commit", "_src_path"}:
-        raise TemplateError(
-            f"Template: {ANSWERS} has no version of the template. The project was copied from one "
+            f"Template: {ours[0]} has no version of the template. The project was copied from one "
             "without releases; copy it again over this one from a release."
         )
-    return Recorded(scalar(found["_commit"]), scalar(found["_src_path"]))
+    return Recorded(ours[0], scalar(version[1]), scalar(source[1]))
 
 
 def scalar(text: str) -> str:
-    """A string as YAML writes it on one line."""
+    """Return a string that YAML has written, perhaps over several lines."""
+    text = text.replace("\n  ", " ")
     if text.startswith("'") and text.endswith("'"):
         return text[1:-1].replace("''", "'")
     return text
 
 
-def newest_version(known: Recorded) -> str:
-    """The template's newest release; what is recorded, if nothing is newer."""
-    found = json.loads(copier("check-update", "--output-format=json", ".", accepted=(0, 2)))
-    newest: str = found["latest_version"]
-    return newest if found["update_available"] else known.version
+def git_address(source: str) -> str:
+    """Return what git takes for a source as Copier takes it."""
+    for short, host in SHORT.items():
+        if source.startswith(short):
+            name = source.removeprefix(short).lstrip("/").removesuffix(".git")
+            return f"{host}{name}.git"
+    source = source.removeprefix("git+")
+    if "://" in source or re.match(r"[\w.-]+@[\w.-]+:", source):
+        return source
+    return str(ROOT / Path(source).expanduser())
 
 
-@contextmanager
-def rendered(known: Recorded) -> Iterator[Path]:
-    """A copy of the project as its version renders it with its answers, for a while."""
-    with tempfile.TemporaryDirectory() as directory:
-        fresh = Path(directory, "project")
-        options = ["--quiet", "--defaults", f"--vcs-ref={known.version}", f"--data-file={ANSWERS}"]
-        copier("copy", *options, known.source, str(fresh))
-        yield fresh
+def package_address(address: str) -> str:
+    """Return an address as uv takes it: with a scheme."""
+    if "://" in address:
+        return address
+    if address.startswith("/"):
+        return Path(address).as_uri()
+    return f"ssh://{address.replace(':', '/', 1)}"
 
 
-def copier(*arguments: str, accepted: Sequence[int] = (0,)) -> str:
-    """What a run of Copier prints.
+def newest_release(address: str, version: str) -> str:
+    """Return the newest release's tag, of those that are at least the recorded version.
 
     Raises:
-        TemplateError: There is no `uvx`, or Copier fails.
+        TemplateError: The template cannot be asked, or has none.
     """
-    if shutil.which("uvx") is None:
-        raise TemplateError(
-            "Template: uvx is missing, which runs Copier; install uv (https://docs.astral.sh/uv/)."
-        )
-    return run(["uvx", "--quiet", "--from", COPIER, "copier", *arguments], accepted)
-
-
-def run(command: list[str], accepted: Sequence[int] = (0,)) -> str:
+    shown = re.sub(r"//[^/@]*@", "//", address)
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+            ["git", "ls-remote", "--tags", "--refs", "--", address],  # noqa: S607
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
         )
-    except OSError as error:
-        raise TemplateError(
-            f"Template: {command[0]} cannot be run: {error.strerror}; install it."
-        ) from None
-    if done.returncode not in accepted:
-        told = [line for line in done.stderr.splitlines() if line.strip()]
-        name = " ".join(command[4:6]) if command[0] == "uvx" else " ".join(command[:2])
-        raise TemplateError(f"Template: {name} failed: {told[-1].strip() if told else 'silently'}")
-    return done.stdout
-
-
-def find_drift(fresh: Path) -> list[Drift]:
-    """The template's files, as a fresh copy has them, that differ or are missing here."""
-    found = []
-    for file in sorted(fresh.rglob("*")):
-        if not file.is_file() or not is_owned(file):
-            continue
-        path = file.relative_to(fresh).as_posix()
-        here = ROOT / path
-        if not here.is_file():
-            found.append(Drift(path, "missing"))
-        elif here.read_bytes().replace(b"\r\n", b"\n") != file.read_bytes():
-            found.append(Drift(path, "changed"))
-    return found
-
-
-def is_owned(file: Path) -> bool:
-    """Whether the file says of itself that it belongs to the template."""
-    with file.open("rb") as opened:
-        return any(OWNED.encode() in opened.readline(300) for _ in range(HEADER_LINES))
-
-
-def compare(fresh: Path, path: str) -> Iterator[str]:
-    here = ROOT / path
-    new = here.read_text(encoding="utf-8", errors="replace") if here.is_file() else ""
-    return difflib.unified_diff(
-        (fresh / path).read_text(encoding="utf-8").splitlines(keepends=True),
-        new.splitlines(keepends=True),
-        f"template/{path}",
-        f"project/{path}",
-    )
-
-
-def sections(text: str, *, after: str, until: str) -> list[str]:
-    """The sections of a page whose headings are versions in a range."""
-    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    return [
-        part.strip() + "\n"
-        for part in parts
-        if (heading := re.match(r"## (\S+)", part))
-        and number(after) < number(heading[1]) <= number(until)
-    ]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or "no answer in 120 s"
+        raise TemplateError(f"Template: git cannot ask {shown}: {reason}.") from None
+    if done.returncode:
+        told = re.search(r"^(?:fatal|error): (.+)", done.stderr, re.M | re.I)
+        reason = (told[1] if told else "git failed").replace(address, shown)
+        raise TemplateError(f"Template: {shown} cannot be read: {reason}")
+    found = [RELEASE.fullmatch(line.partition("\t")[2]) for line in done.stdout.splitlines()]
+    tags = {number(match[2]): match[1] for match in found if match}
+    if not tags or max(tags) < number(version):
+        raise TemplateError(f"Template: {shown} has no release that is {version} or newer.")
+    return tags[max(tags)]
 
 
 def number(version: str) -> tuple[int, ...]:
-    """A version to compare; nothing for what is none."""
-    match = VERSION_FORM.match(version)
+    """Return a version to compare; nothing for what is none."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", version)
     return tuple(map(int, match[1].split("."))) if match else ()
-
-
-def git_address(source: str) -> str:
-    """Copier's short forms of a repository's address, written out."""
-    for short, host in (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/")):
-        if source.startswith(short):
-            return f"{host}{source.removeprefix(short)}.git"
-    return source.removeprefix("git+")

@@ -1,16 +1,75 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Times as SQLite keeps them: in UTC, without the zone."""
 
-from datetime import UTC, datetime
-from typing import Annotated
+from collections.abc import Callable
+from datetime import UTC, datetime, time
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
+from sqlalchemy import DateTime, Dialect, Time
+from sqlalchemy.dialects import sqlite
+
+
+class TimeError(ValueError):
+    """A time that cannot be kept without its offset."""
 
 
 def now() -> datetime:
-    """The time in UTC, without the zone, which SQLite does not keep."""
+    """Return the time in UTC, without the zone, which SQLite does not keep."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-UtcTime = Annotated[datetime, AfterValidator(lambda time: time.replace(tzinfo=UTC))]
-"""A stored time in an answer: with the zone that SQLite has not kept."""
+def in_utc(moment: datetime) -> datetime:
+    """Return the same moment with the zone UTC; without an offset it is UTC already.
+
+    Raises:
+        TimeError: In UTC it is before the year 1 or after 9999.
+    """
+    if moment.utcoffset() is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise TimeError("A time has to be in the years 1 to 9999 in UTC") from None
+
+
+UtcTime = Annotated[
+    datetime,
+    AfterValidator(in_utc),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "description": "In UTC; a time with another offset is converted, one without is UTC.",
+        }
+    ),
+]
+"""A time in a request or an answer; what comes from the database is UTC."""
+
+
+class StoredDateTime(sqlite.DATETIME):
+    """A time with an offset, converted to UTC before SQLAlchemy drops the offset."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Return what makes a value SQLite's."""
+        store: Any = super().bind_processor(dialect)
+        return lambda value: store(in_utc(value) if isinstance(value, datetime) else value)
+
+
+class StoredTime(sqlite.TIME):
+    """A time of day, which cannot be converted without its date."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Return what makes a value SQLite's."""
+        store: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
+
+        def process(value: Any) -> Any:
+            if isinstance(value, time) and value.tzinfo is not None and value.utcoffset():
+                raise TimeError("A time of day is kept without its offset: it has to be UTC")
+            return store(value)
+
+        return process
+
+
+STORED: Final[dict[type[Any], type[Any]]] = {DateTime: StoredDateTime, Time: StoredTime}
+"""Types of an engine's dialect, in place of SQLAlchemy's own."""

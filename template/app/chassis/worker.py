@@ -56,10 +56,12 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
     def make_server(self) -> "Server":
         from uvicorn import Config, Server
 
+        from app.chassis.bounds import BoundedProtocol
+
         config = Config(
             self.wsgi,
             loop="uvloop",
-            http="httptools",
+            http=BoundedProtocol,
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -75,9 +77,18 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         return Server(config)
 
     def run(self) -> None:
+        """Serve until a signal; the process then ends as others do, with what is done at exit.
+
+        uvicorn sends itself every signal again once it has stopped, to end by it.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note_stop)
         self.server.run(sockets=self.sockets)
         if not self.server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    def note_stop(self, _: int, __: FrameType | None) -> None:
+        self.server.should_exit = True
 
     async def beat(self) -> None:
         """Tell gunicorn that the event loop turns."""

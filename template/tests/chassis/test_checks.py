@@ -8,14 +8,19 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request
+from fastapi.security import HTTPBearer
 
 from app.chassis import check, features, migrate
-from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
+from app.chassis.database import Reader, Writer
 from app.chassis.errors import StartupError
+from app.chassis.routing import DatabaseRoute
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.sqlite import open_database
 from app.chassis.storage import locked
@@ -358,12 +363,22 @@ def test_every_start_command_is_the_same(tmp_path: Path) -> None:
     assert by_id([deployment.start_command(tmp_path)])["deploy.start-command"].status == "failed"
 
 
-def test_railway_json_is_a_warning_from_december(tmp_path: Path) -> None:
-    assert deployment.railway_json(date(2026, 12, 1), tmp_path).status == "ok"
-    (tmp_path / "railway.json").touch()
-    assert deployment.railway_json(date(2026, 11, 30), tmp_path).status == "ok"
-    late = by_id([deployment.railway_json(date(2026, 12, 1), tmp_path)])
-    assert late["deploy.railway-json"].status == "warning"
+def test_railway_json_is_a_warning_from_december_unless_something_reads_it(tmp_path: Path) -> None:
+    november, december = date(2026, 11, 30), date(2026, 12, 1)
+    file, program = tmp_path / "railway.json", tmp_path / ".railway" / "railway.py"
+    program.parent.mkdir()
+    program.write_text("# the values of railway.json", encoding="utf-8")
+    assert deployment.railway_json(december, tmp_path).status == "ok"
+    file.touch()
+    assert deployment.railway_json(december, tmp_path).status == "skipped"
+    (tmp_path / ".git").mkdir()
+    assert deployment.railway_json(november, tmp_path).status == "ok"
+    assert deployment.railway_json(december, tmp_path).status == "warning"
+
+    program.write_text('FILE = ROOT / "railway.json"', encoding="utf-8")
+    assert deployment.railway_json(december, tmp_path).status == "ok"
+    file.unlink()
+    assert deployment.railway_json(november, tmp_path).status == "failed"
 
 
 def test_the_lock_has_to_be_there_and_in_step(tmp_path: Path) -> None:
@@ -382,6 +397,21 @@ def test_the_lock_has_to_be_there_and_in_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(GIT is None, reason="needs git")
+def test_a_conflict_that_is_left_is_found(tmp_path: Path) -> None:
+    (tmp_path / "railway.json").write_text("{}\n")
+    assert deployment.unsettled(tmp_path).status == "ok"
+
+    # in parts, as this file is one that is looked into
+    marked = f"{'<' * 7} before updating\na\n{'=' * 7}\nb\n{'>' * 7} after updating"
+    (tmp_path / "railway.json").write_text(f"{marked}\n")
+    (tmp_path / "Dockerfile").write_text(f"FROM x\n{marked}\n")
+    (tmp_path / ".github" / "workflows").mkdir(parents=True)
+    (tmp_path / ".github" / "workflows" / "ci.yml.rej").write_text("x\n")
+    found = deployment.unsettled(tmp_path)
+    assert found.status == "failed"
+    assert "in .github/workflows/ci.yml.rej, Dockerfile, railway.json" in found.verdict
+
+
 def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
     assert GIT is not None
     assert deployment.env_file(tmp_path).status == "skipped"
@@ -390,3 +420,86 @@ def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
     assert deployment.env_file(tmp_path).status == "ok"
     subprocess.run([GIT, "-C", str(tmp_path), "add", "--force", ".env"], check=True)
     assert by_id([deployment.env_file(tmp_path)])["deploy.env-file"].status == "failed"
+
+
+def open_routes(router: APIRouter) -> list[str]:
+    """What the check says of routes that are included in the application, one of them below."""
+    app = FastAPI()
+    app.include_router(router, prefix="/v1")
+    app.mount("/below", router)
+    return sorted(routes.open_routes(app.routes))
+
+
+def test_a_route_that_writes_for_everybody_is_found() -> None:
+    router = APIRouter(route_class=DatabaseRoute)
+
+    @router.post("/plain")
+    async def plain() -> None: ...
+
+    @router.get("/reads")
+    def reads(session: Reader) -> None: ...
+
+    @router.get("/writes")
+    def writes(session: Writer) -> None: ...
+
+    assert open_routes(router) == [
+        "GET /below/writes",
+        "GET /v1/writes",
+        "POST /below/plain",
+        "POST /v1/plain",
+    ]
+
+
+async def by_header(authorization: Annotated[str, Header()]) -> None: ...
+
+
+async def by_cookie(key: Annotated[str, Cookie()]) -> None: ...
+
+
+async def by_request(request: Request) -> None: ...
+
+
+def through(_: Annotated[None, Depends(by_header)]) -> None: ...
+
+
+@pytest.mark.parametrize("guard", [HTTPBearer(), by_header, by_cookie, by_request, through])
+def test_a_route_that_asks_who_it_is_is_not_open(guard: Callable[..., object]) -> None:
+    router = APIRouter(route_class=DatabaseRoute, dependencies=[Depends(guard)])
+
+    @router.post("/things")
+    def create(session: Writer) -> None: ...
+
+    assert open_routes(router) == []
+
+
+def test_a_dependency_that_asks_for_something_else_is_no_guard() -> None:
+    router = APIRouter(dependencies=[Depends(lambda limit=1: limit)])
+
+    @router.post("/things")
+    async def create() -> None: ...
+
+    assert open_routes(router) == ["POST /below/things", "POST /v1/things"]
+
+
+def test_open_routes_are_a_warning_in_production_only(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = FastAPI()
+    for number in range(7):
+        app.add_api_route(f"/{number}", lambda: None, methods=["POST"])
+
+    def create_app(_: Settings) -> FastAPI:
+        print("not for the check's reader")
+        return app
+
+    monkeypatch.setattr("app.main.create_app", create_app)
+
+    (found,) = by_id([routes.check(settings)]).values()
+    assert found.status == "ok"
+    (found,) = by_id([routes.check(production())]).values()
+    assert found.status == "warning"
+    assert found.verdict.endswith("POST /0, POST /1, POST /2, POST /3, POST /4 and 2 more")
+    monkeypatch.setattr("app.main.create_app", None)
+    (found,) = by_id([routes.check(production())]).values()
+    assert found.status == "skipped"
+    assert capsys.readouterr().out == ""

@@ -3,9 +3,14 @@
 
 import asyncio
 import errno
+import logging
+import mmap
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 
 import httpx2 as httpx
 import pytest
@@ -13,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app.chassis import health
+from app.chassis import health, shared
 from app.chassis.application import create_application
 from app.chassis.database import Database
 from app.chassis.sqlite import open_database
@@ -21,6 +26,19 @@ from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
 
 from .databases import make_database
+
+Told = list[tuple[str, str]]
+
+
+class Queue:
+    """A check whose figures change with every look."""
+
+    length = 0
+
+    def check(self) -> None:
+        if self.length:
+            self.length += 1
+            raise Degraded(f"{self.length} jobs wait") from RuntimeError("of the printer")
 
 
 def database_of(client: TestClient) -> Database:
@@ -215,6 +233,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
     assert answer.json()["checks"] == {
         "database": {"status": "ok"},
         "disk": {"status": "ok"},
+        "readers": {"status": "ok"},
         "well": {"status": "ok"},
         "measured": {"status": "ok", "details": {"queue": 3}},
         "late": {
@@ -226,6 +245,83 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
         "slow": {"status": "failed", "message": "no answer within 0 s"},
         "broken": {"status": "failed", "message": "the check itself failed"},
     }
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Told]]:
+    """What the log was told of /health since the last time."""
+    monkeypatch.setattr(shared, "HEALTH", mmap.mmap(-1, 1024))
+    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    handler = QueueHandler(records)  # of its own: an application brings its configuration along
+    health.logger.addHandler(handler)
+
+    def take() -> Told:
+        found = [records.get() for _ in range(records.qsize())]
+        return [(record.levelname, record.getMessage()) for record in found]
+
+    yield take
+    health.logger.removeHandler(handler)
+
+
+def test_the_log_has_the_reason_once_a_change(settings: Settings, told: Callable[[], Told]) -> None:
+    make_database(settings.database_path)
+    queue = Queue()
+    app = create_application(settings, health_checks={"queue": queue.check})
+    kept = settings.database_path.with_name("kept")
+    with TestClient(app) as client:
+
+        def ask() -> Told:
+            for _ in range(3):
+                client.get("/health")
+            return told()
+
+        assert ask() == []
+        settings.database_path.rename(kept)
+        missing = "database failed: the database file is missing"
+        assert ask() == [("ERROR", f"/health: {missing}")]
+        queue.length = 100
+        degraded = "queue degraded: 101 jobs wait (of the printer)"
+        assert ask() == [("ERROR", f"/health: {missing}; {degraded}")]
+        kept.rename(settings.database_path)
+        assert ask() == [("WARNING", "/health: queue degraded: 104 jobs wait (of the printer)")]
+        queue.length = 0
+        assert ask() == [("INFO", "/health: all is well again")]
+
+
+def test_what_one_worker_has_told_another_does_not(
+    settings: Settings, told: Callable[[], Told]
+) -> None:
+    make_database(settings.database_path)
+    workers = [TestClient(create_application(settings)) for _ in range(3)]
+    for worker in workers:
+        worker.get("/health")
+    kept = settings.database_path.rename(settings.database_path.with_name("kept"))
+    for worker in workers[:2]:
+        worker.get("/health")
+    assert len(told()) == 1
+    kept.rename(settings.database_path)
+    # one that began while it was ill, in place of one that has told of it
+    workers = [TestClient(create_application(settings)), *workers[1:]]
+    for worker in workers:
+        worker.get("/health")
+    assert told() == [("INFO", "/health: all is well again")]
+
+
+def test_an_error_of_a_check_is_logged_with_its_place(
+    settings: Settings, told: Callable[[], Told]
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no route to the printer")
+
+    make_database(settings.database_path)
+    with TestClient(create_application(settings, health_checks={"broken": broken})) as client:
+        client.get("/health")
+        client.get("/health")
+    ((level, text),) = told()
+    assert level == "ERROR"
+    reason = "the check itself failed (no route to the printer)"
+    assert text.startswith(f"/health: broken failed: {reason}\nTraceback ")
+    assert "in broken\n" in text
 
 
 def test_many_who_ask_at_once_share_a_proof(settings: Settings) -> None:

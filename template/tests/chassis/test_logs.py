@@ -1,107 +1,10 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""The handler that writes the lines of several requests at once."""
+"""The lines of the log: their form, and the line that tells what has none."""
 
-import asyncio
-import io
 import json
-import logging
 
-import pytest
-
-from app.chassis.logs import TOGETHER, JsonFormatter, LineHandler, RequestRecord
-
-
-class Pipe(io.StringIO):
-    """Notes what is written at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-
-    def write(self, text: str) -> int:
-        self.pieces.append(text)
-        return super().write(text)
-
-
-@pytest.fixture
-def pipe() -> Pipe:
-    return Pipe()
-
-
-@pytest.fixture
-def handler(pipe: Pipe) -> LineHandler:
-    made = LineHandler(pipe)
-    made.setFormatter(logging.Formatter("%(message)s"))
-    return made
-
-
-def request(number: int, path: str = "/") -> RequestRecord:
-    return RequestRecord("app.request", "GET", f"{path}{number}", 200, 0.1, "")
-
-
-def other(text: str) -> logging.LogRecord:
-    return logging.makeLogRecord({"msg": text})
-
-
-def messages(pipe: Pipe) -> list[str]:
-    return [line.removesuffix(" 200 0.1 ms") for line in pipe.getvalue().splitlines()]
-
-
-def test_requests_that_end_together_are_written_together(handler: LineHandler, pipe: Pipe) -> None:
-    async def scenario() -> None:
-        handler.handle(request(1))
-        handler.handle(request(2))
-        assert not pipe.pieces
-        await asyncio.sleep(0)
-        assert len(pipe.pieces) == 1
-        handler.handle(request(3))
-        await asyncio.sleep(0)
-
-    asyncio.run(scenario())
-    assert messages(pipe) == ["GET /1", "GET /2", "GET /3"]
-
-
-def test_everything_else_is_written_at_once_and_in_order(handler: LineHandler, pipe: Pipe) -> None:
-    async def scenario() -> None:
-        handler.handle(request(1))
-        handler.handle(other("warning"))
-        assert messages(pipe) == ["GET /1", "warning"]
-
-    asyncio.run(scenario())
-
-
-def test_a_piece_is_no_longer_than_a_pipe_keeps_whole(handler: LineHandler, pipe: Pipe) -> None:
-    handler.setFormatter(JsonFormatter())
-
-    async def scenario() -> None:
-        for number in range(100):
-            handler.handle(request(number, "/\xe9"))
-
-    asyncio.run(scenario())
-    assert len(pipe.getvalue().splitlines()) == 100
-    assert max(len(piece.encode()) for piece in pipe.pieces) <= 4096
-    assert len(pipe.pieces) < 100 / 4
-    assert TOGETHER <= 4096 / 2
-
-
-def test_without_an_event_loop_nothing_waits(handler: LineHandler, pipe: Pipe) -> None:
-    handler.handle(request(1))
-    assert messages(pipe) == ["GET /1"]
-
-
-def test_what_a_loop_did_not_get_to_is_written_at_the_end(handler: LineHandler, pipe: Pipe) -> None:
-    loop = asyncio.new_event_loop()
-    loop.call_soon(handler.handle, request(1))
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-    loop.close()
-    handler.flush()
-    asyncio.run(handle_in_loop(handler))
-    assert messages(pipe) == ["GET /1", "GET /2"]
-
-
-async def handle_in_loop(handler: LineHandler) -> None:
-    handler.handle(request(2))
+from app.chassis.logs import JsonFormatter, RequestRecord, tally_record
+from app.chassis.output import Tally
 
 
 def test_a_requests_line_is_what_an_encoder_would_write() -> None:
@@ -121,3 +24,22 @@ def test_a_requests_line_is_what_an_encoder_would_write() -> None:
         "duration_ms": 12.34,
         "client": "::1",
     }
+
+
+def test_what_was_counted_is_told_in_one_line() -> None:
+    tally = Tally({200: 2590, 503: 10}, 1.2, 30.0, lines=3, warnings=0, lost=0)
+    entry = json.loads(JsonFormatter().format(tally_record(tally)))
+    assert entry["level"] == "info"
+    assert entry["message"] == (
+        "Not in this log: requests 2600, other_lines 3 (p50 1.2 ms, p99 30.0 ms)"
+    )
+    assert entry["statuses"] == {"200": 2590, "503": 10}
+    assert (entry["requests"], entry["other_lines"]) == (2600, 3)
+    assert (entry["p50_ms"], entry["p99_ms"]) == (1.2, 30.0)
+
+
+def test_lost_warnings_are_a_warning() -> None:
+    tally = Tally({}, 0, 0, lines=0, warnings=1, lost=2)
+    entry = json.loads(JsonFormatter().format(tally_record(tally)))
+    assert entry["level"] == "warning"
+    assert entry["message"] == "Not in this log: warnings 1, dropped 2"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from app.chassis.errors import ConfigurationError
 from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT
@@ -83,6 +84,174 @@ def test_a_set_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, DATABASE_URL="", PORT="").port == 8000
+
+
+PLAIN = {
+    "DATABASE_URL": "sqlite:////data/app.db",
+    "CORS_ORIGINS": '["https://a.example","https://b.example"]',
+    "ALLOWED_HOSTS": "api.example.com,*.example.com",
+    "LOG_LEVEL": "DEBUG",
+    "WORKERS": "3",
+    "DOCS_ENABLED": "true",
+}
+AROUND = ("{}\n", "\t {}\r\n", "\u00a0{}\u3000", "\ufeff{}\u200b")
+
+
+def dumped(settings: Settings) -> dict[str, Any]:
+    secret = settings.secret_key.get_secret_value()
+    return settings.model_dump() | {"secret_key": secret}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_white_space_around_a_value_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str
+) -> None:
+    plain = dumped(load(monkeypatch, **on_railway(**PLAIN)))
+    pasted = {name: around.format(value) for name, value in on_railway(**PLAIN).items()}
+    pasted["CORS_ORIGINS"] = '["https://a.example ", " https://b.example", ""]'
+
+    assert dumped(load(monkeypatch, **pasted)) == plain
+
+    lines = "".join(f"{name}='{value}'\n" for name, value in pasted.items())
+    (tmp_path / ".env").write_text(lines, encoding="utf-8")
+    monkeypatch.setitem(Settings.model_config, "env_file", tmp_path / ".env")
+    for name in pasted:
+        monkeypatch.delenv(name)
+    assert dumped(Settings.load()) == plain
+
+
+def test_white_space_alone_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = {name.upper(): " \n" for name in Settings.model_fields}
+
+    assert dumped(load(monkeypatch, **blank)) == dumped(Settings())
+
+
+def test_a_setting_of_the_service_s_own_has_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Settings):
+        token: SecretStr
+        names: tuple[str, ...] = ()
+        limit: int | None = None
+
+    monkeypatch.setenv("TOKEN", "abc\n")
+    monkeypatch.setenv("NAMES", '\n["a"]\n')
+    monkeypatch.setenv("LIMIT", "  ")
+    own = Own.load()
+    assert (own.token.get_secret_value(), own.names, own.limit) == ("abc", ("a",), None)
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://App.Example.org", "https://app.example.org"),
+        ("HTTPS://app.example.org/", "https://app.example.org"),
+        ("https://app.example.org:443", "https://app.example.org"),
+        ("http://app.example.org:080", "http://app.example.org"),
+        ("https://app.example.org:8443", "https://app.example.org:8443"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("https://[2001:DB8::1]", "https://[2001:db8::1]"),
+        ("https://XN--MNCHEN-3YA.example", "https://xn--mnchen-3ya.example"),
+    ],
+)
+def test_an_origin_is_kept_as_a_browser_sends_it(
+    monkeypatch: pytest.MonkeyPatch, written: str, sent: str
+) -> None:
+    settings = load(monkeypatch, CORS_ORIGINS=f"{written},{sent}", BACKEND_URL=written)
+    assert settings.cors_origins == (sent,)
+    assert settings.backend_url == sent
+
+
+NEVER_SENT = (
+    "https://*.example.org",
+    "https://*",
+    "https://app.*.org",
+    "*.example.org",
+    "app.example.org",
+    "null",
+    "https://app.example.org.",
+    "https://app..example.org",
+    "https://.example.org",
+    "https://m\u00fcnchen.example",
+    "https://ann@app.example.org",
+    "https://ann:pw@app.example.org",
+    "https://app.example.org/path",
+    "https://app.example.org?a=1",
+    "https://app.example.org#top",
+    "https://app.exam\nple.org",
+    "https://app example.org",
+    "https://app%2eexample.org",
+    "https://app.example.org:0",
+    "https://app.example.org:65536",
+    "https://app.example.org:https",
+    "http://127.1:3000",
+    "http://0x7f.0.0.1",
+    "http://127.0.0.01",
+    "http://2130706433",
+    "http://[::ffff:127.0.0.1]",
+    "http://[fe80::1%25eth0]",
+    "http://[::1",
+    "http://::1",
+    "ftp://app.example.org",
+    "//app.example.org",
+    "https:app.example.org",
+    "https://",
+)
+
+
+@pytest.mark.parametrize("origin", NEVER_SENT)
+def test_an_origin_that_no_browser_sends_is_refused(
+    monkeypatch: pytest.MonkeyPatch, origin: str
+) -> None:
+    (found,) = problems(monkeypatch, CORS_ORIGINS=f"https://a.example,{origin}")
+    assert found.startswith("CORS_ORIGINS: ")
+    assert "entry 2" in found
+    (found,) = problems(monkeypatch, CORS_ORIGINS="", BACKEND_URL=origin)
+    assert found.startswith("BACKEND_URL: ")
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [("API.Example.org", "api.example.org"), ("[0:0::1]", "[::1]"), ("*.Example.org",) * 2],
+)
+def test_a_host_is_kept_as_a_browser_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, written: str, sent: str
+) -> None:
+    assert load(monkeypatch, ALLOWED_HOSTS=written).allowed_hosts == (sent.lower(),)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "api.*.org",
+        "*api.example.org",
+        "*.",
+        "*.*.example.org",
+        "api.example.org.",
+        "api.example.org/",
+        "[::1]:8000",
+        "::1",
+        "127.1",
+        "*.0.0.1",
+        "m\u00fcnchen.example",
+    ],
+)
+def test_a_host_that_no_browser_asks_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    (found,) = problems(monkeypatch, ALLOWED_HOSTS=host)
+    assert found.startswith("ALLOWED_HOSTS: ")
+
+
+def test_the_public_address_is_answered_by_its_own_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **on_railway(BACKEND_URL="https://[2001:db8::1]:8443"))
+    assert "[2001:db8::1]" in settings.allowed_hosts
+
+
+@pytest.mark.parametrize("proxy", ["::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "10.0.0.1:80", "edge"])
+def test_a_proxy_that_no_peer_can_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    (found,) = problems(monkeypatch, TRUSTED_PROXIES=proxy)
+    assert found.startswith("TRUSTED_PROXIES: ")
 
 
 @pytest.mark.skipif(SIGN_IN, reason="people who sign in come back to it")

@@ -2,6 +2,7 @@
 """Mounts, permissions and the lock."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from app.chassis import storage
+from app.chassis.checks import storage as checks
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.sqlite import open_database
 from app.settings import Settings
+
+from .databases import make_database
 
 HOLD = """
 import sys, time
@@ -89,6 +94,21 @@ def test_a_log_without_its_database_is_kept(settings: Settings) -> None:
     storage.prepare(settings)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["app", "app/api", "app/main.py"])
+def test_code_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "app" / "api").mkdir(parents=True)
+    (tmp_path / "app" / "main.py").touch()
+    storage.require_readable(tmp_path / "app")
+
+    (tmp_path / name).chmod(0o200)
+    try:
+        with pytest.raises(StartupError, match="chmod -R a\\+rX"):
+            storage.require_readable(tmp_path / "app")
+    finally:
+        (tmp_path / name).chmod(0o700)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_root_hands_the_volume_over(tmp_path: Path) -> None:
     for name in ("app.db", "app.db-wal", "below/file"):
@@ -101,6 +121,40 @@ def test_root_hands_the_volume_over(tmp_path: Path) -> None:
 
     assert {path.lstat().st_uid for path in (tmp_path, *tmp_path.rglob("*"))} == {10001}
     assert os.stat("/etc/passwd").st_uid == before
+
+
+def test_a_database_whose_name_ended_in_white_space_is_taken_over(settings: Settings) -> None:
+    database = settings.database_path
+    stray = database.with_name("app.db \n")
+    make_database(stray)
+    connection = open_database(stray)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE kept (id INTEGER)")
+    shutil.copy(f"{stray}-wal", f"{database}.log")
+    connection.close()
+    os.rename(f"{database}.log", f"{stray}-wal")  # as a kill leaves it
+
+    os.close(storage.acquire_lock(database, 0))
+
+    assert not list(database.parent.glob("app.db \n*"))
+    connection = open_database(database)
+    assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_database_of_the_right_name_is_never_replaced(settings: Settings) -> None:
+    database = settings.database_path
+    stray = database.with_name("app.db\n")
+    database.write_text("right", encoding="utf-8")
+    stray.write_text("beside", encoding="utf-8")
+
+    os.close(storage.acquire_lock(database, 0))
+
+    assert database.read_text(encoding="utf-8") == "right"
+    assert stray.read_text(encoding="utf-8") == "beside"
+    finding = checks.database_path(settings)
+    assert finding.status == "warning"
+    assert "'app.db\\n'" in finding.verdict.replace(f"{database.parent}/", "")
 
 
 def test_the_lock_waits_for_its_holder_and_then_gives_up(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import pytest
 from pydantic import BaseModel
 from starlette.types import Message
 
-from app.chassis.streaming import Events, EventStream, ServerSentEvent, encode, open_streams
+from app.chassis.streaming import (
+    EVENTS_IN_A_PASS,
+    Events,
+    EventStream,
+    ServerSentEvent,
+    encode,
+    open_streams,
+)
 
 
 class Client:
@@ -192,3 +199,31 @@ class Payload(BaseModel):
 )
 def test_the_wire_format(event: ServerSentEvent, wire: str) -> None:
     assert encode(event).decode() == wire
+
+
+def test_streams_that_never_wait_leave_turns_to_everyone_else() -> None:
+    async def endless() -> Events:
+        while True:
+            yield ServerSentEvent(data="at hand")
+
+    async def scenario() -> None:
+        passes: list[int] = []
+
+        async def count(message: Message) -> None:
+            passes[-1] += message["type"] == "http.response.body"
+
+        streams = []
+        for _ in range(50):
+            incoming: asyncio.Queue[Message] = asyncio.Queue()
+            streams.append(asyncio.create_task(EventStream(endless())({}, incoming.get, count)))
+        for _ in range(100):
+            passes.append(0)
+            await asyncio.sleep(0)
+        # each of them sends its first event when it can
+        assert sum(passes[10:]) > 50
+        assert max(passes[10:]) <= EVENTS_IN_A_PASS
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+
+    run(scenario)

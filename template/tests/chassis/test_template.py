@@ -1,204 +1,153 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""How the project stands to its template; Copier is a script that says what the test tells it."""
+"""`python -m app template` finds the template's command; the process is not replaced here."""
 
-import json
 import os
-import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from app.chassis import cli, template
-from app.chassis.template import Recorded, TemplateError
+from app.chassis import template
+from app.chassis.template import TemplateError
 
-OWNED = "# Belongs to the template: here\n"
-
-UVX = """#!/bin/sh
-shift 4
-case $1 in
-  check-update) echo '{answer}' ;;
-  copy) for last; do :; done; cp -r {fresh} "$last" ;;
-esac
-"""
+ANSWERS = "_commit: {version}\n_src_path: {source}\nbackup: none\nvolume_path: /data\n"
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small project of version 0.1.0, as it was rendered."""
+def source(tmp_path: Path) -> Path:
+    """A repository with releases, and tags that are none."""
+    source = tmp_path / "it's the template"
+    source.mkdir()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (
+        ["init", "-q"],
+        [*identity, "commit", "-q", "--allow-empty", "-m", "x"],
+        *(["tag", tag] for tag in ("0.9.0", "0.10.0", "0.11.0rc1", "newest")),
+    ):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    return source
+
+
+@pytest.fixture
+def project(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's answers, and the script in the path."""
     root = tmp_path / "project"
-    for base in (root, tmp_path / "fresh"):
-        (base / "app").mkdir(parents=True)
-        (base / "app" / "http.py").write_text(f"{OWNED}a = 1\n", encoding="utf-8")
-        (base / "app" / "main.py").write_text("mine = 1\n", encoding="utf-8")
-        (base / template.ANSWERS).write_text(
-            "_commit: 0.1.0\n_src_path: 'it''s'\nbackup: none\n", encoding="utf-8"
-        )
+    root.mkdir()
     monkeypatch.setattr(template, "ROOT", root)
-    answer(tmp_path, monkeypatch, "0.1.0")
+    write(root, "0.9.0", quoted(source))
+    script = tmp_path / "bin" / "uvx"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "execv", lambda _, command: print(*command[1:]))
     return root
 
 
-def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: str) -> None:
-    """Put the script first in the path."""
-    found = {"update_available": newest != "0.1.0", "latest_version": newest}
-    script = tmp_path / "bin" / "uvx"
-    script.parent.mkdir(exist_ok=True)
-    script.write_text(UVX.format(answer=json.dumps(found), fresh=tmp_path / "fresh"))
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+def quoted(path: Path) -> str:
+    """A path as YAML writes it."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = cli.main(["template", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+def write(root: Path, version: str, source: str, name: str = ".copier-answers.yml") -> None:
+    text = ANSWERS.format(version=version, source=source)
+    (root / name).write_text(text, encoding="utf-8")
 
 
-def test_a_fresh_project_is_in_step(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = run(capsys, "status")
-
-    assert code == 0
-    assert "0.1.0, the newest" in told
-    assert "drift     0 of" in told
-    assert run(capsys, "diff") == (0, "")
-
-
-def test_a_newer_release_is_told(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_it_becomes_the_newest_releases_command(
+    project: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(tmp_path, monkeypatch, "0.2.0")
+    template.hand_over(["update", "-d", "backup=none"])
 
-    code, told = run(capsys, "status", "--json")
-
-    assert code == 1
-    assert json.loads(told) == {
-        "source": "it's",
-        "version": "0.1.0",
-        "newest": "0.2.0",
-        "update_available": True,
-        "drift": [],
-    }
+    assert capsys.readouterr().out == (
+        f"--quiet --python {sys.executable} --from git+{source.as_uri()}@0.10.0 trackbed "
+        f"-C {project} update -d backup=none -a .copier-answers.yml\n"
+    )
 
 
-def test_a_changed_and_a_missing_file_are_drift(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "fresh" / "app" / "logs.py").write_text(OWNED, encoding="utf-8")
-    (project / "app" / "http.py").write_text(f"{OWNED}a = 2\n", encoding="utf-8")
-    (project / "app" / "main.py").write_text("mine = 2\n", encoding="utf-8")
+def test_another_templates_answers_are_not_ours(project: Path) -> None:
+    (project / ".copier-answers.other.yml").write_text("_commit: 9\n_src_path: /x\n")
+    assert template.recorded().version == "0.9.0"
 
-    code, told = run(capsys, "status")
-    assert code == 1
-    assert told.splitlines()[-2:] == [
-        "          changed app/http.py",
-        "          missing app/logs.py",
-    ]
-
-    code, told = run(capsys, "diff")
-    assert code == 1
-    assert "-a = 1\n+a = 2\n" in told
-    assert "main.py" not in told
+    write(project, "0.9.0", "/x", ".copier-answers.copy.yml")
+    with pytest.raises(TemplateError, match="keep one of"):
+        template.recorded()
 
 
-def test_line_endings_are_no_drift(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "app" / "http.py").write_bytes(f"{OWNED}a = 1\n".replace("\n", "\r\n").encode())
+def test_a_long_source_is_read_over_its_lines(project: Path) -> None:
+    write(project, "0.9.0", "/a directory\n  of many words")
 
-    assert run(capsys, "status")[0] == 0
+    assert template.recorded().source == "/a directory of many words"
 
 
 @pytest.mark.parametrize(
     ("answers", "told"),
-    [
-        (None, "is missing"),
-        ("backup: none\n", "has no version"),
-        ("_src_path: x\n", "has no version"),
-    ],
+    [(None, "is missing"), ("volume_path: /data\n", "has no version"), ("a: 1\n", "is missing")],
 )
 def test_without_a_version_nothing_can_be_told(
-    project: Path, capsys: pytest.CaptureFixture[str], answers: str | None, told: str
+    project: Path, answers: str | None, told: str
 ) -> None:
-    file = project / template.ANSWERS
+    file = project / ".copier-answers.yml"
     if answers is None:
         file.unlink()
     else:
         file.write_text(answers, encoding="utf-8")
 
-    code, text = run(capsys, "status")
-
-    assert code == 2
-    assert told in text
-    assert text.count("\n") == 1
-
-
-def test_without_uvx_it_says_what_to_install(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-
-    code, told = run(capsys, "status")
-
-    assert code == 2
-    assert "install uv" in told
-
-
-def test_a_failure_of_copier_is_one_line(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "bin" / "uvx").write_text("#!/bin/sh\necho first >&2\necho no way >&2\nexit 1\n")
-
-    code, told = run(capsys, "diff")
-
-    assert (code, told) == (2, "Template: copier copy failed: no way\n")
-
-
-def test_the_notes_of_the_jump_are_shown(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source = tmp_path / "source"
-    (source / "docs").mkdir(parents=True)
-    page = "# Upgrading\n\n## 0.10.0\n\nTen.\n\n## 0.2.0\n\nTwo.\n\n## 0.1.0\n\nOne.\n"
-    (source / template.NOTES).write_text(page, encoding="utf-8")
-    for command in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "-qm", "first"],
-        ["tag", "0.10.0"],
-    ):
-        subprocess.run(["git", *command], cwd=source, check=True)
-    monkeypatch.setattr(template, "recorded", lambda: Recorded("0.1.0", str(source)))
-    answer(tmp_path, monkeypatch, "0.10.0")
-
-    assert run(capsys, "notes") == (0, "## 0.10.0\n\nTen.\n\n## 0.2.0\n\nTwo.\n")
+    with pytest.raises(TemplateError, match=told) as caught:
+        template.hand_over(["status"])
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("source", "address"),
+    ("version", "place", "told"),
     [
-        ("gh:owner/name", "https://github.com/owner/name.git"),
-        ("gl:owner/name", "https://gitlab.com/owner/name.git"),
-        ("git+https://example.com/x.git", "https://example.com/x.git"),
-        ("/srv/x", "/srv/x"),
+        ("0.9.0", "/gone", "/gone cannot be read: '/gone' does not appear to be a git repository"),
+        ("0.9.0", "https://me:secret@127.0.0.1:1/x.git", "127.0.0.1:1/x.git cannot be read"),
+        ("1.0.0", None, "has no release that is 1.0.0 or newer"),
     ],
 )
-def test_short_addresses_are_written_out(source: str, address: str) -> None:
+def test_a_template_that_cannot_be_asked_is_one_line(
+    project: Path, source: Path, version: str, place: str | None, told: str
+) -> None:
+    write(project, version, place or quoted(source))
+
+    with pytest.raises(TemplateError) as caught:
+        template.hand_over(["status"])
+
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_uvx_it_says_what_to_install(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("UV", "/opt/uv")
+    assert template.find_uvx() == ["/opt/uv", "tool", "run"]
+
+    monkeypatch.delenv("UV")
+    with pytest.raises(TemplateError, match="install uv"):
+        template.hand_over(["status"])
+
+
+@pytest.mark.parametrize(
+    ("source", "address", "package"),
+    [
+        ("gh:owner/name", "https://github.com/owner/name.git", None),
+        ("gl:owner/name.git", "https://gitlab.com/owner/name.git", None),
+        ("git+https://example.com/x.git", "https://example.com/x.git", None),
+        ("git@example.com:a/b.git", "git@example.com:a/b.git", "ssh://git@example.com/a/b.git"),
+        ("/srv/a b", "/srv/a b", "file:///srv/a%20b"),
+    ],
+)
+def test_addresses_are_written_out(source: str, address: str, package: str | None) -> None:
     assert template.git_address(source) == address
+    assert template.package_address(address) == (package or address)
 
 
 def test_versions_are_compared_as_numbers() -> None:
     assert template.number("0.9.0") < template.number("0.10.0")
     assert template.number("v1.2") == template.number("1.2-3-gabcdef")
     assert template.number("abcdef") == ()
-
-
-def test_an_error_is_the_commands_own() -> None:
-    assert TemplateError("x").exit_code == 2

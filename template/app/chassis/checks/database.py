@@ -1,12 +1,13 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The database: a SQLite that can be trusted, set up as it has to be, whole, and up to date."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
 from sqlalchemy import exc
 
-from app.chassis import migrate, storage
+from app.chassis import integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.settings import ChassisSettings
@@ -22,6 +23,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
     """What is true of this machine's SQLite, and of the database if there is one yet."""
     database = settings.database_path
     yield version()
+    yield names()
     if not database.exists():
         yield skipped("database.file", f"{database} does not exist yet; the start creates it")
         return
@@ -36,7 +38,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
         yield pragmas(settings)
         connection = open_database(database)
         try:
-            yield integrity(connection)
+            yield from faults(connection)
             yield schema(connection)
         finally:
             connection.close()
@@ -61,6 +63,23 @@ def version() -> Finding:
     return ok("sqlite.version", shown)
 
 
+def names() -> Finding:
+    """Say whether Alembic can tell every constraint from the others."""
+    from app.models import Base
+
+    if shared := migrate.shared_names(Base.metadata):
+        return failed("models.names", "; ".join(shared), migrate.RENAME)
+    forms = map(str, Base.metadata.naming_convention.values())
+    if any(re.search(r"\(column_0_(name|label|key)\)", form) for form in forms):
+        return warning(
+            "models.names",
+            "constraints are named by their first column: a second one that begins with the same "
+            "column would have the same name, and no migration",
+            migrate.RENAME,
+        )
+    return ok("models.names", "each constraint has a name of its own")
+
+
 def pragmas(settings: ChassisSettings) -> Finding:
     """What the service's own connection says is in force."""
     expected = {
@@ -82,15 +101,21 @@ def pragmas(settings: ChassisSettings) -> Finding:
     return ok("sqlite.pragmas", shown)
 
 
-def integrity(connection: sqlite3.Connection) -> Finding:
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        return failed(
-            "database.integrity",
-            " ".join(verdict.split()),
-            "restore it from a backup (README.md, Restore)",
+def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
+    """Rows that break a rule are a warning: the service works, and nothing else waits for them."""
+    damage, broken = integrity.find_faults(connection, quick=True)
+    if damage:
+        yield failed("database.integrity", damage, "restore it from a backup (README.md, Restore)")
+        return
+    yield ok("database.integrity", "SQLite finds no damage")
+    if broken:
+        yield warning(
+            "database.rows",
+            "; ".join(broken),
+            "correct or delete them: README.md, When something is wrong",
         )
-    return ok("database.integrity", "SQLite finds no damage")
+    else:
+        yield ok("database.rows", "no row breaks a rule of its table")
 
 
 def schema(connection: sqlite3.Connection) -> Finding:

@@ -16,6 +16,8 @@ from app.chassis.settings import PROJECT_ROOT
 RAILWAY_JSON_ENDS: Final = date(2026, 12, 1)
 """Railway reads no railway.json from then on (docs.railway.com, config as code)."""
 
+READS_RAILWAY_JSON: Final = re.compile(r"[\"']railway\.json[\"']")
+
 START_COMMANDS: Final = {
     "Procfile": re.compile(r"^web: *(.+?) *$", re.MULTILINE),
     "railway.json": re.compile(r'"startCommand": *"(.*?)"'),
@@ -25,6 +27,11 @@ START_COMMANDS: Final = {
     "Dockerfile": re.compile(r"^CMD +\[(.*)\]", re.MULTILINE),
 }
 
+CONFLICT: Final = re.compile(rb"^<{7} .*^>{7} ", re.MULTILINE | re.DOTALL)
+
+LARGEST_TEXT: Final = 1_000_000
+"""Bytes of a file that is still looked into."""
+
 
 def check() -> Iterator[Finding]:
     """What can be read in the repository, whatever the variables are."""
@@ -32,6 +39,7 @@ def check() -> Iterator[Finding]:
     yield start_command()
     yield railway_json(datetime.now(UTC).date())
     yield env_file()
+    yield unsettled()
 
 
 def lock_file(root: Path = PROJECT_ROOT) -> Finding:
@@ -76,14 +84,27 @@ def start_command(root: Path = PROJECT_ROOT) -> Finding:
 
 
 def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
+    """Tell whether what railway.json says reaches Railway."""
     name = "deploy.railway-json"
-    if not (root / "railway.json").is_file():
+    program = root / ".railway" / "railway.py"
+    there = (root / "railway.json").is_file()
+    if program.is_file() and READS_RAILWAY_JSON.search(program.read_text(encoding="utf-8")):
+        if there:
+            return ok(name, ".railway/railway.py declares what railway.json says")
+        return failed(
+            name,
+            ".railway/railway.py reads railway.json, which is missing",
+            "git checkout $(git rev-list -n 1 HEAD -- railway.json)^ -- railway.json",
+        )
+    if not there:
         return ok(name, "no railway.json, which Railway does not read any more")
+    if not any((directory / ".git").exists() for directory in (root, *root.parents)):
+        return skipped(name, "this is not the repository, which has .railway/railway.py")
     if today >= RAILWAY_JSON_ENDS:
         return warning(
             name,
             f"railway.json is there, and Railway reads none since {RAILWAY_JSON_ENDS}",
-            "delete it, and `railway config apply` what .railway/railway.py says",
+            "README.md, Deploy on Railway: have .railway/railway.py read it, and apply that",
         )
     return ok(name, f"railway.json is read until {RAILWAY_JSON_ENDS}, by services that had one")
 
@@ -107,3 +128,21 @@ def env_file(root: Path = PROJECT_ROOT) -> Finding:
             "git rm --cached .env, and replace the secrets",
         )
     return ok(name, ".env is not committed")
+
+
+def unsettled(root: Path = PROJECT_ROOT) -> Finding:
+    """Whether somebody has settled what an update or a merge has left in conflict."""
+    name = "deploy.conflicts"
+    files = [path for path in root.iterdir() if path.is_file()]
+    for place in ("app", "migrations", "tests", ".github", ".railway"):
+        files += [path for path in (root / place).rglob("*") if path.is_file()]
+    left = [
+        path.relative_to(root).as_posix()
+        for path in files
+        if path.suffix == ".rej"
+        or (path.stat().st_size < LARGEST_TEXT and CONFLICT.search(path.read_bytes()))
+    ]
+    if left:
+        shown = ", ".join(sorted(left))
+        return failed(name, f"conflicts are left in {shown}", "settle them, and delete *.rej files")
+    return ok(name, "no file has a conflict left in it")

@@ -25,10 +25,18 @@ STRATEGIES: Final = {
     "none": warning(
         "backup.strategy",
         "nothing is backed up",
-        "`uvx copier update --vcs-ref=:current: -d backup=litestream`, or copy by hand",
+        "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`, or copy by hand",
     ),
-    "railway": ok(
-        "backup.strategy", "Railway's own; only the dashboard shows whether a schedule is on"
+    "volume": ok(
+        "backup.strategy",
+        "the service copies its database every day, onto the volume: the copies are lost with it",
+    ),
+    "railway": warning(
+        "backup.strategy",
+        "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
+        "seen from here",
+        "look in the dashboard for a backup of today, or have the service make copies: "
+        "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`",
     ),
     "litestream": ok("backup.strategy", "every change goes to a bucket within a second or two"),
 }
@@ -133,7 +141,7 @@ def docs(settings: ChassisSettings) -> Finding:
 def draining(settings: ChassisSettings, variables: Mapping[str, str]) -> Finding:
     """Whether a stop has the time that it needs; railway.json can set it as well."""
     name = "deploy.draining"
-    value = variables.get(DRAINING, "")
+    value = variables.get(DRAINING, "").strip()
     if not settings.on_railway:
         return skipped(name, "not on Railway")
     if not value.isdecimal():

@@ -44,6 +44,12 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
 def database_path(settings: ChassisSettings) -> Finding:
     """Whether the next deploy keeps the database."""
     database, volume = settings.database_path, settings.volume
+    if others := storage.strays(database):
+        return warning(
+            "database.path",
+            f"{str(others[0])!a} lies beside {database}, and is not used",
+            "a DATABASE_URL that ended in white space made it: look what is in it, and delete it",
+        )
     if volume is None:
         if settings.production:
             return warning(

@@ -15,12 +15,14 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from anyio.to_thread import run_sync
+from fastapi import HTTPException
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.chassis.conversations.models import Message
-from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn
+from app.chassis.conversations.settings import ConversationSettings
+from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn, is_blank
 from app.chassis.database import Database, DatabaseBusyError
 from app.chassis.streaming import Events, ServerSentEvent
 from app.chassis.times import now
@@ -66,8 +68,9 @@ class Position(NamedTuple):
 class Reply:
     """One answer: what has come of it, and whether more will."""
 
-    def __init__(self, message_id: int) -> None:
+    def __init__(self, message_id: int, owner: int | None = None) -> None:
         self.message_id = message_id
+        self.owner = owner
         self.text = ""
         self.status: Status | None = None
         self.problem = ""
@@ -101,7 +104,8 @@ class Reply:
         await self._changed.wait()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self, grace: float | None = None) -> Iterator[None]:
+        """Count one who watches; when all have gone, end the answer after `grace` seconds."""
         self._watchers += 1
         if self._abandoned:
             self._abandoned.cancel()
@@ -110,7 +114,8 @@ class Reply:
         finally:
             self._watchers -= 1
             if not self._watchers:
-                self._abandoned = asyncio.get_running_loop().call_later(GRACE, self.stop)
+                loop = asyncio.get_running_loop()
+                self._abandoned = loop.call_later(grace or GRACE, self.stop)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -123,11 +128,16 @@ class Replies:
     Args:
         database: Where they are kept.
         provider: Who writes them; app/main.py may put another one in its place.
+        settings: How many there may be at once.
     """
 
-    def __init__(self, database: Database, provider: Provider) -> None:
+    def __init__(
+        self, database: Database, provider: Provider, settings: ConversationSettings
+    ) -> None:
         self.database = database
         self.provider = provider
+        self.settings = settings
+        self._asked: list[int | None] = []
         self._written: dict[int, Reply] = {}
         self._finished: dict[Reply, Status] = {}
 
@@ -145,13 +155,34 @@ class Replies:
             await asyncio.gather(*tasks)
             await self.provider.aclose()
 
-    async def answer(self, message_id: int, turns: Sequence[Turn]) -> Events:
-        """Write an answer, and watch it from its first character."""
-        reply = Reply(message_id)
+    @contextmanager
+    def asked(self, owner: int | None) -> Iterator[None]:
+        """Keep a place for an answer while its question is stored and until it is begun.
+
+        Raises:
+            HTTPException: 429, the person has as many as one may have; 503, so has this process.
+        """
+        owners = [*self._asked, *(reply.owner for reply in self._written.values())]
+        most = self.settings.max_answers_per_person
+        if owner is not None and owners.count(owner) >= most:
+            detail = f"You have {most} answers that are still being written; wait for one"
+            raise HTTPException(429, detail, {"Retry-After": "5"})
+        if len(owners) >= self.settings.max_answers:
+            detail = "Too many answers are being written; try again"
+            raise HTTPException(503, detail, {"Retry-After": "5"})
+        self._asked.append(owner)
+        try:
+            yield
+        finally:
+            self._asked.remove(owner)
+
+    def answer(self, message_id: int, turns: Sequence[Turn], owner: int | None) -> Events:
+        """Begin an answer, and return what it takes to watch it from its first character."""
+        reply = Reply(message_id, owner)
         self._written[message_id] = reply
         reply.task = asyncio.create_task(self._write(reply, turns))
-        async for event in watch(reply, 0):
-            yield event
+        with reply.watched(LEASE.total_seconds()):  # a client that never begins to watch has gone
+            return watch(reply, 0)
 
     async def resume(self, position: Position) -> Events:
         """What comes after a position, of an answer that is written or has been."""
@@ -169,6 +200,8 @@ class Replies:
             async with aclosing(self.provider.stream(turns)) as pieces:
                 async for text in pieces:
                     reply.add(text)
+            if is_blank(reply.text):
+                raise ProviderError("The model has given no answer; ask again")
             status = "complete"
         except ProviderError as error:
             problem = str(error)
@@ -180,7 +213,7 @@ class Replies:
         reply.settle()
         try:
             await self._keep(reply, status)
-        except (DatabaseBusyError, SQLAlchemyError):
+        except Exception:  # also what no database takes: whoever watches has to be told
             logger.exception("Answer %d could not be kept", reply.message_id)
             status, problem = "interrupted", "The answer could not be kept"
         reply.finish(status, problem)

@@ -1,20 +1,21 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The routes of threads and their messages."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
 from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
-from app.chassis.conversations.turns import Turn
-from app.chassis.database import Reader, Writer, get_database
+from app.chassis.conversations.turns import Turn, is_blank
+from app.chassis.database import Database, Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
 from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import EventStream, LastEventId
@@ -26,7 +27,10 @@ PAGE: Final = 100
 """Threads or messages in one answer."""
 
 HISTORY: Final = 50
-"""Messages of a thread that the provider is given: the newest."""
+"""Maximum number of a thread's messages that the provider is given: the newest."""
+
+HISTORY_BYTES: Final = 180_000
+"""Maximum size of these in UTF-8, for a model that takes 200,000 tokens: none is under a byte."""
 
 MAX_TEXT: Final = 32_000
 """Characters of a message."""
@@ -36,7 +40,7 @@ Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 def not_blank(text: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("must not be blank")
     return text
 
@@ -86,7 +90,7 @@ Before = Annotated[Id | None, Query(description="The last id of the page before.
 
 def install(app: FastAPI, settings: ChassisSettings) -> None:
     """Add the routes, and what writes the answers."""
-    app.state.replies = Replies(app.state.database, make_provider(settings))
+    app.state.replies = Replies(app.state.database, make_provider(settings), settings)
     app.include_router(router)
 
 
@@ -107,24 +111,29 @@ def get_replies(request: Request) -> Replies:
     return replies
 
 
-async def get_asker(
-    request: Request, last_event_id: LastEventId[EventId | None] = None
-) -> AsyncIterator[Session]:
-    """Who comes back for the rest of an answer only reads, and waits for no lock."""
-    database = get_database(request)
-    async with database.reading() if last_event_id else database.writing() as session:
-        yield session
-
-
-Asker = Annotated[Session, Depends(get_asker, scope="function")]
+OpenReplies = Annotated[Replies, Depends(get_replies)]
 
 
 @router.post("", status_code=201, response_model=ThreadOut)
-def create_thread(session: Writer, owner: Owner, thread: ThreadIn | None = None) -> Thread:
+def create_thread(
+    session: Writer, owner: Owner, replies: OpenReplies, thread: ThreadIn | None = None
+) -> Thread:
+    require_room(session, owner, replies.settings.max_threads_per_person)
     created = Thread(owner_id=owner, title=(thread or ThreadIn()).title)
     session.add(created)
     session.flush()
     return created
+
+
+def require_room(session: Session, owner: int | None, most: int) -> None:
+    """Refuse one thread more than a person may have.
+
+    Raises:
+        HTTPException: 409
+    """
+    mine = select(Thread.id).where(Thread.owner_id == owner).limit(most).subquery()
+    if owner is not None and session.scalar(select(func.count()).select_from(mine)) == most:
+        raise HTTPException(409, f"You have {most} threads, as many as one may have; delete one")
 
 
 @router.get("", response_model=list[ThreadOut])
@@ -165,12 +174,12 @@ def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
 
 
 @router.post("/{thread_id}/chat")
-def chat(
+async def chat(
     thread_id: Id,
     message: MessageIn,
-    session: Asker,
     owner: Owner,
-    replies: Annotated[Replies, Depends(get_replies)],
+    database: Annotated[Database, Depends(get_database)],
+    replies: OpenReplies,
     last_event_id: LastEventId[EventId | None] = None,
 ) -> EventStream:
     """Keep a message, and stream the answer to it.
@@ -179,15 +188,34 @@ def chat(
     and `status`, or `error` with a `detail`. Sent again with Last-Event-ID, the request
     adds no message: the answer goes on after that event.
     """
-    thread = find_thread(session, thread_id, owner)
+    # Only who may ask, and has asked for something, gets as far as the database.
     if last_event_id is not None:
-        return resumed(session, thread_id, Position.parse(last_event_id), replies)
+        position = Position.parse(last_event_id)
+        await database.run_reading(partial(find_answer, thread_id, position, owner))
+        return EventStream(replies.resume(position))
+    with replies.asked(owner):
+        keep = partial(keep_question, thread_id, owner, message.text)
+        answer_id, turns = await database.run_writing(keep)
+        return EventStream(replies.answer(answer_id, turns, owner))
+
+
+def keep_question(
+    thread_id: int, owner: int | None, text: str, session: Session
+) -> tuple[int, list[Turn]]:
+    """Store a message and a place for its answer; return the answer's id, and what to ask.
+
+    Raises:
+        HTTPException: 404; or 409, because a thread has one answer at a time.
+    """
+    thread = find_thread(session, thread_id, owner)
     latest = newest_messages(session, thread_id, 1)
     if latest and is_written(latest[0]):
         raise HTTPException(409, "The last answer is still being written")
     moment = now()
     thread.updated_at = moment
-    question = Message(thread_id=thread_id, role="user", status="complete", text=message.text)
+    session.add(Message(thread_id=thread_id, role="user", status="complete", text=text))
+    session.flush()
+    turns = history(session, thread_id)
     answer = Message(
         thread_id=thread_id,
         role="assistant",
@@ -195,12 +223,9 @@ def chat(
         text="",
         writing_until=moment + LEASE,
     )
-    session.add(question)
-    session.flush()
-    turns = history(session, thread_id)
     session.add(answer)
     session.flush()
-    return EventStream(replies.answer(answer.id, turns))
+    return answer.id, turns
 
 
 @router.get("/{thread_id}/messages/{message_id}/stream")
@@ -209,24 +234,29 @@ def stream_message(
     message_id: Id,
     session: Reader,
     owner: Owner,
-    replies: Annotated[Replies, Depends(get_replies)],
+    replies: OpenReplies,
     last_event_id: LastEventId[EventId | None] = None,
 ) -> EventStream:
     """An answer from its first character, or after Last-Event-ID; an EventSource can read it."""
-    find_thread(session, thread_id, owner)
     position = Position(message_id, 0)
     if last_event_id is not None:
         position = Position.parse(last_event_id)
     if position.message_id != message_id:
         raise HTTPException(422, "Last-Event-ID is of another message")
-    return resumed(session, thread_id, position, replies)
+    find_answer(thread_id, position, owner, session)
+    return EventStream(replies.resume(position))
 
 
-def resumed(session: Session, thread_id: int, position: Position, replies: Replies) -> EventStream:
+def find_answer(thread_id: int, position: Position, owner: int | None, session: Session) -> None:
+    """Refuse a position that is in no answer of the thread.
+
+    Raises:
+        HTTPException: 404
+    """
+    find_thread(session, thread_id, owner)
     answer = session.get(Message, position.message_id)
     if answer is None or answer.thread_id != thread_id or answer.role != "assistant":
         raise HTTPException(404, "There is no such answer")
-    return EventStream(replies.resume(position))
 
 
 def newest_messages(
@@ -240,14 +270,26 @@ def newest_messages(
 
 
 def history(session: Session, thread_id: int) -> list[Turn]:
-    """What the provider is given: it starts with a message of the person's."""
-    turns = [
-        Turn(message.role, message.text)
-        for message in newest_messages(session, thread_id, HISTORY)
-        if message.text
-    ]
-    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-    return turns[first:]
+    """Return what the provider is given of a thread, without what it would refuse.
+
+    Blank messages are left out, messages that then follow one of the same person become one, and
+    the first is the person's. What is too old or does not fit is left out as a whole.
+    """
+    turns: list[Turn] = []
+    room = HISTORY_BYTES
+    for message in reversed(newest_messages(session, thread_id, HISTORY)):
+        if is_blank(message.text):
+            continue
+        room -= len(message.text.encode())
+        if turns and room < 0:
+            break
+        if turns and turns[-1].role == message.role:
+            turns[-1] = Turn(message.role, f"{message.text}\n\n{turns[-1].text}")
+        else:
+            turns.append(Turn(message.role, message.text))
+    if turns[-1].role == "assistant":
+        turns.pop()
+    return turns[::-1]
 
 
 def describe(message: Message) -> MessageOut:

@@ -1,6 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What a provider of answers is asked, and how it says that it cannot answer."""
 
+import unicodedata
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -16,6 +17,12 @@ class Turn(NamedTuple):
     text: str
 
 
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing to see: models refuse a message of spaces alone."""
+    # Control and format characters, such as the zero-width space, are no white space to Python.
+    return all(one.isspace() or unicodedata.category(one) in {"Cc", "Cf"} for one in text)
+
+
 class Provider(Protocol):
     """Whoever writes the answers."""
 
@@ -25,7 +32,8 @@ class Provider(Protocol):
         The generator is closed, or cancelled where it waits, when nobody wants the rest.
 
         Args:
-            turns: The conversation, oldest first. The first and the last are the person's.
+            turns: The conversation, oldest first: by turns the person's and the provider's, and
+                none of them blank. The first and the last are the person's.
 
         Raises:
             ProviderError: There is no answer, or no more of it.

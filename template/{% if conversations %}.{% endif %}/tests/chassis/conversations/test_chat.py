@@ -5,7 +5,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -17,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.chassis.conversations import replies, routes
 from app.chassis.conversations.models import Message
+from app.chassis.conversations.owner import owner
 from app.chassis.conversations.replies import LEASE, Position, Reply
 from app.chassis.conversations.turns import ProviderError
 from app.chassis.times import now
@@ -78,15 +81,76 @@ def test_a_long_conversation_is_cut_at_a_message_of_the_persons(
     assert model.asked[-1] == [("user", "second")]
 
 
-def test_an_answer_without_a_word_is_left_out(service: Service, model: Model) -> None:
+BLANK = ["", "\n\n", "\u3000\u00a0", "\u200b", " \ufeff\x00\u2060"]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_a_blank_answer_is_an_error_and_not_sent_again(
+    service: Service, model: Model, text: str
+) -> None:
     thread = service.thread_id()
-    model.pieces = [ProviderError("Nothing")]
+    model.pieces = [text]
     with service.chat(thread, "first") as stream:
-        stream.rest()
+        *_, last = stream.rest()
+    model.pieces = ["Hello"]
+    with service.chat(thread, "second") as stream:
+        assert stream.rest()[-1].name == "done"
+
+    assert last.name == "error"
+    assert last.data["detail"] == "The model has given no answer; ask again"
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", text)
+    assert model.asked[-1] == [("user", "first\n\nsecond")]
+
+
+def test_a_blank_answer_that_nobody_waited_for_is_not_sent_again(
+    service: Service, model: Model
+) -> None:
+    thread = service.thread_id()
+    model.pieces = ["\n\n", threading.Event()]
+    with service.chat(thread, "first") as stream:
+        stream.next()
+    service.until(lambda: shown(service.messages(thread))[1][1] == "interrupted")
+    model.pieces = ["Hello"]
     with service.chat(thread, "second") as stream:
         stream.rest()
 
-    assert model.asked[-1] == [("user", "first"), ("user", "second")]
+    assert model.asked[-1] == [("user", "first\n\nsecond")]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_what_an_earlier_release_has_kept_is_not_sent(
+    service: Service, model: Model, text: str
+) -> None:
+    thread = service.thread_id()
+    rows = [("assistant", "of before"), ("user", "one"), ("assistant", text), ("user", "two")]
+    rows += [("assistant", "Hello"), ("user", text), ("assistant", "still there?")]
+    with service.app.state.database.write() as session:
+        for role, kept in rows:
+            row = {"thread_id": thread, "role": role, "status": "complete", "text": kept}
+            session.add(Message(**row))
+            session.flush()
+    with service.chat(thread, "three") as stream:
+        stream.rest()
+
+    assert model.asked[-1] == [
+        ("user", "one\n\ntwo"),
+        ("assistant", "Hello\n\nstill there?"),
+        ("user", "three"),
+    ]
+    assert len(service.messages(thread)) == len(rows) + 2
+
+
+def test_what_is_too_long_for_the_model_is_left_out_from_its_beginning(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "HISTORY_BYTES", 20)
+    thread = service.thread_id()
+    model.pieces = ["ü" * 8]
+    for text in ("first", "second", "x" * 30):
+        with service.chat(thread, text) as stream:
+            stream.rest()
+
+    assert model.asked == [[("user", "first")], [("user", "second")], [("user", "x" * 30)]]
 
 
 def test_one_answer_at_a_time(service: Service, model: Model) -> None:
@@ -369,6 +433,89 @@ def test_a_client_that_goes_while_the_answer_is_kept_changes_nothing(
 
     service.until(lambda: shown(service.messages(thread))[1][1] == "complete")
     assert next(calls) == 1
+
+
+def bound(app: FastAPI, **settings: int) -> None:
+    replies = app.state.replies
+    replies.settings = replies.settings.model_copy(update=settings)
+
+
+def test_answers_at_once_are_bounded(service: Service, model: Model, app: FastAPI) -> None:
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+    threads = [service.thread_id() for _ in range(4)]
+
+    def refusal(thread: int) -> tuple[int, str]:
+        refused = service.client.post(f"/threads/{thread}/chat", json={"text": "Hi"})
+        assert refused.headers["Retry-After"] == "5"
+        return refused.status_code, refused.json()["detail"]
+
+    bound(app, max_answers=3, max_answers_per_person=2)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(service.chat(thread)) for thread in threads[:2]]
+        told = "You have 2 answers that are still being written; wait for one"
+        assert refusal(threads[2]) == (429, told)
+        # who does not sign in is nobody in particular
+        app.dependency_overrides[owner] = lambda: None
+        strangers = [service.thread_id() for _ in range(2)]
+        streams.append(stack.enter_context(service.chat(strangers[0])))
+        assert refusal(strangers[1]) == (503, "Too many answers are being written; try again")
+        assert service.messages(strangers[1]) == []
+        gate.set()
+        assert {stream.rest()[-1].name for stream in streams} == {"done"}
+    with service.chat(strangers[1]) as stream:
+        assert stream.rest()[-1].name == "done"
+
+
+def test_a_place_is_kept_while_a_question_is_stored(
+    service: Service, model: Model, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd that comes at once gets no more places than those who come one by one."""
+    keep = routes.keep_question
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return keep(*arguments)
+
+    monkeypatch.setattr(routes, "keep_question", slowly)
+    model.pieces = ["Hello", threading.Event()]
+    bound(app, max_answers_per_person=1)
+    threads = [service.thread_id() for _ in range(5)]
+
+    def ask(thread: int) -> int:
+        path = f"/threads/{thread}/chat"
+        with service.client.stream("POST", path, json={"text": "Hi"}) as response:
+            return response.status_code
+
+    with ThreadPoolExecutor(5) as pool:
+        assert sorted(pool.map(ask, threads)) == [200, 429, 429, 429, 429]
+    service.until(lambda: not app.state.replies._written)
+    assert ask(service.thread_id()) == 200
+
+
+def test_an_answer_that_nobody_begins_to_watch_ends(
+    app: FastAPI, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "LEASE", timedelta(seconds=0.05))
+    model.pieces = [threading.Event()]
+
+    async def begin() -> None:
+        app.state.replies.answer(1, [("user", "Hi")], 1)
+        (reply,) = app.state.replies._written.values()
+        await reply.task
+
+    asyncio.run(asyncio.wait_for(begin(), 10))
+    assert model.stopped.is_set()
+
+
+def test_who_is_refused_waits_for_no_lock(service: Service) -> None:
+    thread = service.thread_id()
+    with service.app.state.database.write() as session:
+        session.connection()
+        path = f"/threads/{thread}/chat"
+        assert service.client.post(path, json={"text": " "}, timeout=3).status_code == 422
+        assert service.client.post(path, content=b"{", timeout=3).status_code == 422
+        session.rollback()
 
 
 def test_an_event_id_is_a_position() -> None:

@@ -88,7 +88,7 @@ def test_messages_go_with_their_thread(client: TestClient, settings: Settings) -
     database.dispose()
 
 
-@pytest.mark.parametrize("title", ["", " ", "x" * 201, None, 7])
+@pytest.mark.parametrize("title", ["", " ", "\u2060", "x" * 201, None, 7])
 def test_a_bad_title_is_refused(client: TestClient, title: object) -> None:
     thread = create(client, "good")
 
@@ -103,6 +103,7 @@ def test_a_bad_title_is_refused(client: TestClient, title: object) -> None:
         {},
         {"text": ""},
         {"text": " \n"},
+        {"text": "\u200b\u3000"},
         {"text": "x" * (MAX_TEXT + 1)},
         {"text": 7},
         {"text": "Hi", "role": "assistant"},
@@ -122,6 +123,22 @@ def test_the_longest_message_is_taken(client: TestClient) -> None:
 
     assert client.post(f"/threads/{thread}/chat", json={"text": text}).status_code == 200
     assert client.get(f"/threads/{thread}").json()["messages"][0]["text"] == text
+
+
+def test_threads_of_a_person_are_bounded(client: TestClient, app: FastAPI) -> None:
+    replies = app.state.replies
+    replies.settings = replies.settings.model_copy(update={"max_threads_per_person": 2})
+    first = create(client, "first")
+    create(client, "second")
+
+    refused = client.post("/threads")
+    assert refused.status_code == 409
+    assert refused.json()["detail"] == "You have 2 threads, as many as one may have; delete one"
+    app.dependency_overrides[owner] = lambda: 2
+    create(client, "of another")
+    app.dependency_overrides[owner] = lambda: 1
+    client.delete(f"/threads/{first}")
+    create(client, "third")
 
 
 def requests_for(client: TestClient, thread: int) -> dict[str, int]:

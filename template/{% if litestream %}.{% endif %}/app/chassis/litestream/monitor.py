@@ -49,7 +49,6 @@ class LitestreamMonitor(Monitor):
         except BucketWaitError as error:
             raise Degraded(str(error), self.details(None)) from error
         except ControlError as error:
-            logger.warning("Replication: %s", error)
             raise Degraded("Litestream does not answer", self.details(None)) from error
         age = None if moment is None else max(0, (datetime.now(UTC) - moment).total_seconds())
         details = self.details(age)

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from app.chassis import integrity
 from app.chassis.errors import StartupError
 from app.chassis.files import sync_directory
 from app.chassis.litestream.settings import LitestreamSettings
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.sqlite import open_database, sqlite3
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +94,6 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
         "-config",
         str(CONFIG),
         "-if-replica-exists",
-        "-integrity-check",
-        "quick",
         *moment,
         "-o",
         str(target),
@@ -117,7 +117,29 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
             f"Restore: the bucket's copy could not be read ({reason}). Nothing was changed, "
             "because an empty database would replace it. Check the LITESTREAM_ variables."
         ) from None
-    return target.exists()
+    if not target.exists():
+        return False
+    # Litestream's own check refuses rows that break a rule, too
+    require_undamaged(target)
+    return True
+
+
+def require_undamaged(database: Path) -> None:
+    """Refuse what cannot be a database that served.
+
+    Raises:
+        StartupError: It is damaged.
+    """
+    try:
+        connection = open_database(database)
+        try:
+            damage, _ = integrity.find_damage(connection, quick=True)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        damage = str(error)
+    if damage:
+        raise StartupError(f"Restore: the bucket's copy is damaged: {damage}. Nothing was changed.")
 
 
 def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:

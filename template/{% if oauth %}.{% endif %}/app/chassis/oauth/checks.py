@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from app.chassis.checks.finding import Finding, ok, skipped
+from app.chassis.checks.finding import Finding, ok, skipped, warning
 from app.chassis.oauth.providers import providers
 
 if TYPE_CHECKING:
@@ -20,5 +20,13 @@ def check(settings: "ChassisSettings") -> Iterator[Finding]:
             yield ok(name, f"{uri} has to be among the client's redirect URIs")
         else:
             yield skipped(name, f"{provider.name.upper()}_CLIENT_ID is not set")
-    admitted = ", ".join(settings.allowed_emails) or "everyone who has an account there"
-    yield ok("sign-in.admitted", admitted)
+    yield admitted(settings)
+
+
+def admitted(settings: "ChassisSettings") -> Finding:
+    """Report who is let in."""
+    name = "sign-in.admitted"
+    verdict = ", ".join(settings.allowed_emails) or "everyone who has an account there"
+    if settings.production and not settings.allowed_emails:
+        return warning(name, verdict, "list who may sign in in ALLOWED_EMAILS, if not everyone may")
+    return ok(name, verdict)

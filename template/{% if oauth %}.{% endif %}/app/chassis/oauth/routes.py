@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Final
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.middleware.sessions import SessionMiddleware
 
-from app.chassis.database import Database, Writer
+from app.chassis.database import Database
 from app.chassis.features import ChassisSettings
 from app.chassis.oauth.client import TIMEOUT, Client
 from app.chassis.oauth.models import User
@@ -142,11 +143,14 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         return user
 
     @router.post("/logout", status_code=204)
-    def logout(request: Request, session: Writer) -> None:
+    async def logout(request: Request) -> None:
         """Sign out, here and everywhere: every cookie that the user has ends with it."""
-        kept = request.session.get(KEY)
-        if kept and close_sessions(session, kept["id"], kept["epoch"]):
-            logger.info("User %d has signed out", kept["id"])
+        # nobody waits for the writer who was not signed in
+        if kept := request.session.get(KEY):
+            database: Database = request.app.state.database
+            close = partial(close_sessions, kept["id"], kept["epoch"])
+            if await database.run_writing(close):
+                logger.info("User %d has signed out", kept["id"])
         request.session.clear()
 
     return router
@@ -218,7 +222,7 @@ def store(session: Session, provider: str, identity: Identity) -> User:
     return user
 
 
-def close_sessions(session: Session, user_id: int, epoch: int) -> bool:
+def close_sessions(user_id: int, epoch: int, session: Session) -> bool:
     """End every session of the user, unless the one that asks has been ended before."""
     statement = (
         update(User)

@@ -10,7 +10,8 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from app.chassis.settings import ChassisSettings, StringList, is_origin, is_production
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
-ENTRY_FORM: Final = re.compile(rf"([!-?A-~]+@|@)?{DOMAIN}")
+# of what may stand before the @, what providers hand out: no wildcard, no "mailto:"
+ENTRY_FORM: Final = re.compile(r"([a-z0-9!#$%&'+/=?^_`{|}~.-]+@|@)?" + DOMAIN)
 
 Credential = TypeVar("Credential", str, SecretStr)
 
@@ -43,7 +44,9 @@ class OAuthSettings(ChassisSettings):
     def emails_are_addresses_or_domains(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         entries = tuple(entry.lower() for entry in value)
         if not all(ENTRY_FORM.fullmatch(entry) for entry in entries):
-            raise ValueError("must list addresses or domains: ann@example.com, @example.com")
+            raise ValueError(
+                "must list addresses or domains, without wildcards: ann@example.com, @example.com"
+            )
         return tuple(entry if "@" in entry else f"@{entry}" for entry in entries)
 
     def admits(self, email: str | None, *, whole_domain: bool = True) -> bool:
@@ -63,9 +66,7 @@ class OAuthSettings(ChassisSettings):
 
 def required(value: Credential, info: ValidationInfo) -> Credential:
     """A client's id or secret: each is needed in production, elsewhere the secret with the id."""
-    # pasted, it often comes with a line break
-    value = type(value)(plain(value).strip())
-    given = plain(value)
+    given = value.get_secret_value() if isinstance(value, SecretStr) else value
     assert info.field_name is not None
     provider = info.field_name.partition("_")[0]
     if not given and is_production(info):
@@ -76,10 +77,6 @@ def required(value: Credential, info: ValidationInfo) -> Credential:
     if not given and info.data.get(f"{provider}_client_id"):
         raise ValueError(f"is required with {provider.upper()}_CLIENT_ID; set it to the client's")
     return value
-
-
-def plain(value: str | SecretStr) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def issuer(value: str, info: ValidationInfo) -> str:

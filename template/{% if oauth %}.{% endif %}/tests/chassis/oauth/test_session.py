@@ -2,6 +2,7 @@
 """How long somebody is signed in, and what a cookie is worth."""
 
 import json
+import re
 import time
 from base64 import b64decode, b64encode
 from typing import Annotated
@@ -12,6 +13,7 @@ from itsdangerous import TimestampSigner
 from pydantic import SecretStr
 from starlette.testclient import WebSocketDenialResponse
 
+from app.chassis.database import BUSY_TIMEOUT
 from app.chassis.oauth.session import CurrentUser, OptionalUser, cookie_key, current_user_id
 from app.main import create_app
 from app.settings import Settings
@@ -211,6 +213,31 @@ def test_routes_ask_for_users(open_browser: OpenBrowser, settings: Settings) -> 
     headers = {"Cookie": f"session={browser.cookie}", "Origin": settings.backend_url}
     with browser.websocket_connect("/socket", headers=headers) as connection:
         assert connection.receive_json() == 1
+
+
+def test_who_has_not_signed_in_waits_for_nothing(
+    open_browser: OpenBrowser, settings: Settings
+) -> None:
+    """Whatever the routes of the service need, they ask first who it is."""
+    app = create_app(settings)
+    browser = open_browser(app)
+    paths = app.openapi()["paths"]
+    asking = [
+        (method, path)
+        for path, methods in paths.items()
+        for method in methods
+        if path.startswith(("/auth/me", "/threads"))
+    ]
+    with app.state.database.write() as session:
+        session.connection()
+        started = time.monotonic()
+        for method, path in asking:
+            address = re.sub("{.*?}", "1", path)
+            answer = browser.request(method, address, json={"title": "mine", "text": "Hi"})
+            assert answer.status_code == 401, (method, path)
+        browser.sign_out()
+        assert time.monotonic() - started < BUSY_TIMEOUT
+        session.rollback()
 
 
 def test_answers_for_a_user_are_kept_for_nobody_else(browser: Browser) -> None:

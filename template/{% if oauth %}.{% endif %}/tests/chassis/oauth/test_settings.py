@@ -70,7 +70,19 @@ def test_people_have_to_come_back_by_https(monkeypatch: pytest.MonkeyPatch, url:
 
 
 @pytest.mark.parametrize(
-    "value", ["*", "hunter2", "hunter2@", "@", "a@b@hunter2.com", "ann hunter2@x.com", "häns@x.de"]
+    "value",
+    [
+        "*",
+        "hunter2",
+        "hunter2@",
+        "@",
+        "a@b@hunter2.com",
+        "ann hunter2@x.com",
+        "häns@x.de",
+        "*@x.com",
+        "mailto:ann@x.com",
+        "@x.com.",
+    ],
 )
 def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ALLOWED_EMAILS", f"ann@example.com, {value}")
@@ -127,6 +139,11 @@ def test_the_check_shows_what_the_providers_have_to_know(monkeypatch: pytest.Mon
         verdict = found[f"sign-in.{name}"].verdict
         assert f"https://api.up.railway.app/auth/{name}/callback" in verdict
     assert found["sign-in.admitted"].verdict == "everyone who has an account there"
+    assert found["sign-in.admitted"].status == "warning"
+    listed = {"ALLOWED_EMAILS": "@example.com"}
+    found = {finding.id: finding for finding in check.run(variables | listed)}
+    assert found["sign-in.admitted"] == ("sign-in.admitted", "ok", "@example.com", "")
 
     found = {finding.id: finding for finding in check.run({"ENVIRONMENT": "development"})}
     assert {found[f"sign-in.{name}"].status for name in NAMES} == {"skipped"}
+    assert found["sign-in.admitted"].status == "ok"

@@ -1,0 +1,178 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""Bounds of what a connection may cost before there is a request: bytes, fields, seconds.
+
+uvicorn has none, and the parser keeps a header until it ends, however long it gets. So bytes are
+counted as they come in, before the parser can tell what they are.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from app.chassis.http import (
+    CONTENT_POLICY,
+    MAPPED,
+    SECURITY_HEADERS,
+    choose_request_id,
+    completed,
+    log_request,
+    problem,
+)
+from app.chassis.logs import request_id
+from app.chassis.patience import PatientProtocol
+
+HEAD_BYTES: Final = 32 * 1024
+"""Most bytes of a request's first line and headers; Railway's edge lets no more through either."""
+
+HEAD_FIELDS: Final = 100
+"""Most headers of a request."""
+
+HEAD_SECONDS: Final = 10.0
+"""Seconds for a request's headers, from the connection or, on one that was used, their begin."""
+
+PIPELINED: Final = 10
+"""Most requests that wait in a connection while another one is answered."""
+
+LINGER: Final = 2.0
+"""Seconds for which a refused client may go on sending, so that it comes to read the answer."""
+
+REFUSALS: Final = {
+    400: "This is no valid HTTP request",
+    408: f"The headers of the request were not complete after {HEAD_SECONDS:.0f} s",
+    431: f"The headers of the request are more than {HEAD_BYTES} bytes or {HEAD_FIELDS} fields",
+}
+
+
+class TooMuch(Exception):  # noqa: N818, it never leaves this module
+    """End of the parser's work on a connection."""
+
+
+class BoundedProtocol(PatientProtocol):
+    """uvicorn's protocol for one connection, with bounds."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.in_head = self.in_body = False
+        self.unused = 0
+        """Bytes that have come in since the parser last completed something."""
+        self.split = False
+        """Whether the headers began in bytes that were not counted as unused."""
+        self.deaf = False
+        """Whether the connection is about to end, and what comes in is not looked at."""
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.deadline = self.loop.call_later(HEAD_SECONDS, self.head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.forget_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        if self.deaf:
+            return
+        self._unset_keepalive_if_required()
+        self.unused += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+                # Where the next request would begin is unknown.
+                self.deaf = True
+                self.cycle.keep_alive = False
+        except httptools.HttpParserError as error:
+            self.refuse(431 if isinstance(error.__context__, TooMuch) else 400)
+        else:
+            if self.unused > HEAD_BYTES or len(self.headers or ()) > HEAD_FIELDS:
+                self.refuse(431)
+            elif self.in_head or not (self.in_body or self.is_busy()):
+                self.split = True
+                if self.deadline is None:
+                    self.deadline = self.loop.call_later(HEAD_SECONDS, self.head_is_late)
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            raise TooMuch
+        super().on_message_begin()
+        self.in_head = True
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > HEAD_FIELDS:
+            raise TooMuch
+        # only where they can be too long
+        if (self.split or self.unused > HEAD_BYTES) and self.head_bytes() > HEAD_BYTES:
+            raise TooMuch
+        super().on_headers_complete()
+        self.forget_deadline()
+        self.in_head = self.split = False
+        self.in_body = True
+        self.unused = 0
+        if not self.parser.should_upgrade():
+            # Fields that come after the body must not pass for headers: nobody has checked them.
+            self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self.unused = 0
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.in_body = False
+        self.unused = 0
+
+    def is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def forget_deadline(self) -> None:
+        if self.deadline:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def head_is_late(self) -> None:
+        self.deadline = None
+        if self.in_head:
+            self.refuse(408)
+        else:
+            self.transport.close()
+
+    def refuse(self, status: int) -> None:
+        """Answer what is no request, and end the connection; answers that are due come first."""
+        if self.deaf:
+            return
+        self.deaf = True
+        busy = self.is_busy()
+        if busy and not self.in_body:
+            self.cycle.keep_alive = False
+            return
+        if self.in_body and (not busy or self.pipeline or self.cycle.response_started):
+            self.transport.close()  # a second answer would be taken for that to the next request
+            return
+        if busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.headers:
+            self.headers.clear()  # of which there may be many
+        self.write_refusal(status)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.abort)
+
+    def write_refusal(self, status: int) -> None:
+        identifier = choose_request_id(None)
+        token = request_id.set(identifier)
+        answer = problem(status, REFUSALS[status], {"Connection": "close"})
+        client = (self.client[0].removeprefix(MAPPED), 0) if self.client else None
+        log_request("-", b"-", client, status, 0)
+        request_id.reset(token)
+        own = [*self.server_state.default_headers, *answer.raw_headers]
+        headers = completed(own, identifier, (*SECURITY_HEADERS, CONTENT_POLICY))
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n", answer.body)))

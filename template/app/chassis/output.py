@@ -1,0 +1,426 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""Writing to stdout and stderr without ever waiting for who reads them, and not too much.
+
+A write to a pipe that nobody reads never returns, so only a thread of its own makes one.
+Railway drops the lines of a replica beyond 500 a second
+(docs.railway.com/observability/logs), warnings among them, so less than that is written here.
+This module imports nothing beyond the standard library, because gunicorn's first process
+uses it too.
+"""
+
+import atexit
+import fcntl
+import io
+import math
+import mmap
+import os
+import select
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+IMPORTANT_LINES: Final = 100
+"""Lines of warnings and errors a second, beside the others."""
+
+ROOM: Final = 128 * 1024
+"""Bytes that may wait to be written; as many again for warnings and errors."""
+
+PIECE: Final = 4096
+"""Bytes that a pipe keeps together (PIPE_BUF, pipe(7)), whoever else writes to it."""
+
+LEFT: Final = 10
+"""Lines a second that are no requests, however many requests there are."""
+
+LINGER: Final = 0.01
+"""Seconds in which lines gather, so that a busy worker does not wake a thread for each."""
+
+EXIT_TIMEOUT: Final = 1.0
+"""Seconds after which a process ends that can write none of its last lines."""
+
+TELL_EVERY: Final = 1.0
+"""Seconds between two lines that tell what was counted."""
+
+SLOTS: Final = 32
+"""Processes that count at once: twice the most workers."""
+
+BUCKETS: Final = 512
+"""Classes of durations, sixteen for each doubling from a hundredth of a millisecond on."""
+
+LINES, WARNINGS, LOST, STATUS = 0, 1, 2, 3
+"""Where a process counts other lines, warnings, lines that could not be written, and answers."""
+DURATION: Final = STATUS + 600
+WIDTH: Final = DURATION + BUCKETS
+
+
+class Window:
+    """The times of the last lines, so that no second has more than so many.
+
+    Args:
+        cells: The times, and how many there have been; what has never been written to is 0.
+    """
+
+    def __init__(self, cells: "memoryview[float]") -> None:
+        self.cells = cells
+        self.lines = len(cells) - 1
+
+    def take(self, now: float, *, leave: int = 0) -> bool:
+        """Note one more line, if there would be room for so many others beside it.
+
+        Processes share the cells without a lock. At worst two take the same cell at the same
+        instant, which is one line too many.
+        """
+        if self.lines <= leave:
+            return False
+        cells, taken = self.cells, int(self.cells[self.lines])
+        if now - cells[(taken + leave) % self.lines] < 1:
+            return False
+        cells[taken % self.lines] = now
+        cells[self.lines] = taken + 1
+        return True
+
+
+class Shared:
+    """What the processes of one container know of each other's lines.
+
+    Each counts in a slot of its own. The memory is made before the workers are forked, and
+    outlives every one of them, so that nothing that was counted is forgotten.
+
+    Args:
+        lines: Lines a second that are no warnings, the one that tells of the rest among them.
+    """
+
+    def __init__(self, lines: int) -> None:
+        sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1, 1)
+        times = 8 * sum(sizes)
+        self.file = os.memfd_create("log") if sys.platform == "linux" else temporary_file()
+        os.ftruncate(self.file, times + 8 * WIDTH * (SLOTS + 1))
+        memory = memoryview(mmap.mmap(self.file, 0))
+        cells = memory[:times].cast("d")
+        ends = list(accumulate(sizes))
+        parts = [cells[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        self.usual, self.important, self.written = map(Window, parts[:3])
+        self.told_at = parts[3]
+        counts = memory[times:].cast("Q")
+        self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
+        self.slot = 0
+        self.forks = 0
+
+    def fork(self) -> None:
+        """Choose the slot of the next process; the first is this one's."""
+        self.forks += 1
+
+    def forked(self) -> None:
+        self.slot = 1 + self.forks % (SLOTS - 1)
+
+    def count(self, what: int) -> None:
+        self.counts[self.slot * WIDTH + what] += 1
+
+    def untold(self) -> list[int]:
+        """What has been counted, by all processes, since it was told last."""
+        counts, told = self.counts, self.told
+        return [sum(counts[index::WIDTH]) - told[index] for index in range(WIDTH)]
+
+    def note_told(self, counts: list[int]) -> None:
+        for index, number in enumerate(counts):
+            if number:
+                self.told[index] += number
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the other processes from writing; the kernel lets go for one that is killed."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.file, fcntl.LOCK_UN)
+
+
+def temporary_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+@dataclass
+class Tally:
+    """What was counted instead of written."""
+
+    statuses: dict[int, int]
+    p50_ms: float
+    p99_ms: float
+    lines: int
+    warnings: int
+    lost: int
+
+
+def tally(counts: list[int]) -> Tally:
+    durations = counts[DURATION:]
+    return Tally(
+        {status: number for status, number in enumerate(counts[STATUS:DURATION]) if number},
+        percentile(durations, 0.5),
+        percentile(durations, 0.99),
+        *counts[:STATUS],
+    )
+
+
+def bucket(milliseconds: float) -> int:
+    return min(BUCKETS - 1, max(0, int(16 * math.log2(max(milliseconds, 0.01) / 0.01))))
+
+
+def percentile(durations: list[int], share: float) -> float:
+    """The upper end, in milliseconds, of the class in which this share of them is reached."""
+    wanted = share * sum(durations)
+    reached = 0
+    for number, many in enumerate(durations):
+        reached += many
+        if many and reached >= wanted:
+            return float(f"{0.01 * 2 ** ((number + 1) / 16):.3g}")
+    return 0.0
+
+
+class Output:
+    """Lines on their way to a file descriptor.
+
+    Args:
+        descriptor: Where they go. It stays blocking, because others share it.
+        shared: What other processes have written and counted.
+        tell: Makes a line of what was counted; None where another output tells it.
+    """
+
+    def __init__(
+        self, descriptor: int, shared: Shared, tell: Callable[[Tally], str] | None = None
+    ) -> None:
+        self.descriptor = descriptor
+        self.shared = shared
+        self.tell = tell
+        self.owner = os.getpid()
+        self.torn = False
+        """Whether a write has ended within a line."""
+        self.forked()
+
+    def forked(self) -> None:
+        """Begin anew in a process that was forked: the lines are left to its parent."""
+        self.lock = threading.RLock()
+        self.lines: deque[bytes] = deque()
+        self.size = 0
+        self.thread: threading.Thread | None = None
+        self.wake = threading.Event()
+        self.hurry = threading.Event()
+        self.ending = False
+        self.ended = threading.Event()
+        self.counted_at = 0.0
+        """The time since when something that was counted has not been told."""
+
+    def put_request(self, status: int, milliseconds: float, line: Callable[[], str]) -> None:
+        """Write a request's line, or count it."""
+        if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=LEFT):
+            self.put(line().encode(errors="backslashreplace") + b"\n")
+        else:
+            self.count(STATUS + min(status, 599), DURATION + bucket(milliseconds))
+
+    def put_line(self, line: bytes, *, important: bool) -> None:
+        """Write another line, or count it."""
+        window = self.shared.important if important else self.shared.usual
+        if self.size >= ROOM * (1 + important):
+            self.count(LOST)
+        elif window.take(time.monotonic(), leave=not important):
+            self.put(line, hurry=important)
+        else:
+            self.count(WARNINGS if important else LINES)
+
+    def put(self, line: bytes, *, hurry: bool = False) -> None:
+        with self.lock:
+            self.lines.append(line)
+            self.size += len(line)
+        self.wake_up(hurry=hurry)
+
+    def count(self, *what: int) -> None:
+        with self.lock:
+            for number in what:
+                self.shared.count(number)
+            if self.counted_at:
+                return
+            self.counted_at = time.monotonic()
+        self.wake_up()
+
+    def wake_up(self, *, hurry: bool = False) -> None:
+        if self.thread is None:
+            with self.lock:
+                if self.thread is None:
+                    self.thread = threading.Thread(target=self.run, name="output", daemon=True)
+                    self.thread.start()
+        if hurry:
+            self.hurry.set()
+        if not self.wake.is_set():
+            self.wake.set()
+
+    def run(self) -> None:
+        """Write what comes, for as long as the process runs."""
+        while True:
+            self.wake.wait(TELL_EVERY / 10 if self.counted_at and self.tell else None)
+            self.hurry.wait(LINGER)
+            self.hurry.clear()
+            self.wake.clear()
+            self.write_all()
+            if self.tell:
+                self.tell_counts(self.tell)
+            if self.ending:
+                self.ended.set()
+
+    def write_all(self) -> None:
+        while self.lines:
+            piece = [self.lines.popleft()]
+            size = len(piece[0])
+            while self.lines and size + len(self.lines[0]) <= PIECE:
+                piece.append(self.lines.popleft())
+                size += len(piece[-1])
+            self.pace(len(piece))
+            with self.shared.alone():
+                written = self.write(b"".join(piece))
+            with self.lock:
+                self.size -= size
+            if not written:
+                self.count(*[LOST] * len(piece))
+
+    def pace(self, lines: int) -> None:
+        """Take the time that so many lines need; they may have waited for long, and all at once."""
+        for _ in range(lines):
+            while not self.shared.written.take(time.monotonic()) and not self.ending:
+                time.sleep(LINGER)
+
+    def tell_counts(self, tell: Callable[[Tally], str]) -> None:
+        """Write what all processes have counted, in one line a second.
+
+        The first process tells what is left when it ends.
+        """
+        shared, now = self.shared, time.monotonic()
+        last = self.ending and os.getpid() == self.owner
+        if not last and (not self.counted_at or now - self.counted_at < TELL_EVERY):
+            return
+        with shared.alone():
+            if not last and now - shared.told_at[0] < TELL_EVERY:
+                return  # another process was faster
+            self.counted_at = 0.0
+            counts = shared.untold()
+            if not any(counts):
+                return
+            shared.told_at[0] = now
+            shared.usual.take(now), shared.written.take(now)
+            if self.write(tell(tally(counts)).encode() + b"\n"):
+                shared.note_told(counts)
+            else:
+                self.counted_at = now
+
+    def write(self, lines: bytes) -> bool:
+        """Write it all, however long that takes; return whether it could be written."""
+        rest = memoryview(b"\n" + lines if self.torn else lines)
+        begun = False
+        while rest:
+            try:
+                rest = rest[os.write(self.descriptor, rest) :]
+                begun = True
+            except BlockingIOError:  # somebody else has made it so
+                select.select([], [self.descriptor], [])
+            except OSError:
+                self.torn = self.torn or begun
+                return False
+        self.torn = False
+        return True
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every line is written, but no longer than so many seconds."""
+        deadline = time.monotonic() + timeout
+        while self.size and time.monotonic() < deadline:
+            self.hurry.set()
+            time.sleep(0.001)
+
+    def end(self) -> None:
+        """Write the last lines of this process, unless nobody takes them."""
+        self.ending = True
+        if self.thread is None and os.getpid() != self.owner:
+            return
+        with suppress(RuntimeError):  # too late for a thread
+            self.wake_up(hurry=True)
+            for _ in range(5):
+                left = self.size
+                if self.ended.wait(EXIT_TIMEOUT) or self.size == left:
+                    break
+        self.count(*[LOST] * len(self.lines))
+
+
+class Lines(io.RawIOBase):
+    """What is printed, line by line."""
+
+    def __init__(self, output: Output, *, important: bool) -> None:
+        super().__init__()
+        self.output = output
+        self.important = important
+        self.rest = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.output.descriptor
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Hand over the lines that are complete; an endless one is cut."""
+        text = self.rest + bytes(data)
+        *lines, self.rest = text.split(b"\n")
+        if len(self.rest) > ROOM:
+            lines, self.rest = [*lines, self.rest], b""
+        for line in lines:
+            self.output.put_line(line + b"\n", important=self.important)
+        return memoryview(data).nbytes
+
+
+class Printed(io.TextIOWrapper):
+    """A stream in the place of sys.stdout or sys.stderr."""
+
+    def __init__(self, output: Output, *, important: bool) -> None:
+        lines = Lines(output, important=important)
+        super().__init__(
+            io.BufferedWriter(lines),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        self.output = output
+
+
+outputs: list[Output] = []
+"""Those of this process: none before capture()."""
+
+
+def capture(lines: int, tell: Callable[[Tally], str]) -> None:
+    """Never wait again for who reads stdout and stderr; tests, which capture them, are left alone.
+
+    Args:
+        lines: Lines a second that are no warnings.
+        tell: Makes a line of what was counted instead of written.
+    """
+    if outputs or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+        return
+    shared = Shared(lines)
+    outputs[:] = Output(1, shared, tell), Output(2, shared)
+    sys.stdout = Printed(outputs[0], important=False)
+    sys.stderr = Printed(outputs[1], important=True)
+    os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
+    for output in outputs:
+        os.register_at_fork(after_in_child=output.forked)
+        atexit.register(output.end)
+
+
+def flush() -> None:
+    """Write what waits, before this process becomes another."""
+    for output in outputs:
+        output.flush(EXIT_TIMEOUT)

@@ -1,0 +1,15 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""Bounds of what people can have the service do for them."""
+
+from pydantic import Field
+
+from app.chassis.settings import ChassisSettings
+
+
+class ConversationSettings(ChassisSettings):
+    """Maximum numbers; people are told apart only where they sign in."""
+
+    # of each worker process
+    max_answers: int = Field(default=1000, ge=1)
+    max_answers_per_person: int = Field(default=10, ge=1)
+    max_threads_per_person: int = Field(default=1000, ge=1)

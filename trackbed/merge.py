@@ -1,0 +1,284 @@
+"""Update one service: in a clone first, and then in its directory, or not at all."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trackbed import dependencies, render
+from trackbed.attempt import has_markers, lost_words, statuses
+from trackbed.errors import FleetError, one_line
+from trackbed.git import git
+from trackbed.model import Loss
+from trackbed.personal import PERSONAL
+from trackbed.project import Origin, Project, names
+from trackbed.templates import Step
+
+LOCK = "uv.lock"
+MANIFEST = "pyproject.toml"
+FAR = "30%"
+"""Part of a file that has to be the same for it to have moved."""
+
+
+@dataclass(kw_only=True)
+class Merged:
+    """An update, as it is or will be in the service.
+
+    Attributes:
+        version: what it is made from, and `target`, what to.
+        changed: the files that it writes or deletes.
+        conflicts: those that somebody has to settle.
+        lost: words that somebody had written and that are gone.
+        absent: files of the template's that are deleted in the service, and stay so.
+        left_out: new files whose directory is deleted in the service.
+        moved: shared files that are somewhere else in the service, where no update finds them.
+        lock: why uv.lock is not what pyproject.toml asks for, if it is not.
+    """
+
+    version: str
+    target: str
+    changed: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    lost: list[Loss] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    lock: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        return not (self.conflicts or self.lost or self.lock)
+
+
+class Trial:
+    """An update of a service's last commit in a clone of its repository."""
+
+    def __init__(
+        self, project: Project, origin: Origin, step: Step, data: Mapping[str, str], scratch: Path
+    ) -> None:
+        self.project = project
+        self.step = step
+        self.data = data
+        self.scratch = scratch
+        self.ownership = origin.ownership(step)
+        self.inside = project.directory.relative_to(project.top)
+        # a template may name things after the directory
+        self.repository = scratch / "clone" / project.top.name
+        self.directory = self.repository / self.inside
+        self.original = scratch / render.PREFIX / project.directory.name
+        self.merged = Merged(version=origin.version, target=step.name)
+        self.head = git(project.top, "rev-parse", "HEAD").strip()
+
+    def run(self, *, lock: bool) -> Merged:
+        """Update the clone, and look at what has become of the service's own edits.
+
+        Raises:
+            FleetError: it cannot be done; the line says why.
+        """
+        self.clone()
+        with self.copier(self.step.old, ""):
+            render.copy(
+                self.project.source,
+                self.original,
+                self.project.answers,
+                trust=False,
+                answers_file=self.project.answers_file,
+            )
+        self.refuse_links()
+        self.look_for_moves()
+        self.update()
+        if MANIFEST in self.conflicts():
+            self.update_without_dependencies()
+        self.leave_out()
+        merged = self.merged
+        merged.conflicts = self.conflicts()
+        merged.changed = [name for _, name in statuses(self.directory)]
+        written = [name for name in merged.changed if name != self.project.answers_file]
+        merged.lost = lost_words(self.directory, self.original, written)
+        if lock and MANIFEST in merged.changed and (where := self.lock_file()):
+            merged.lock = self.renew_lock(where)
+        return merged
+
+    def clone(self) -> None:
+        """Make the clone; links are plain files in it, so that nothing is written through them."""
+        options = ["--quiet", "--shared", "--no-tags", "--no-checkout", "--config"]
+        source, target = str(self.project.top), str(self.repository)
+        git(None, "clone", *options, "core.symlinks=false", "--", source, target)
+        git(self.repository, "checkout", "--quiet", "--detach", self.head)
+        if not (self.directory / self.project.answers_file).is_file():
+            raise FleetError(f"the last commit has no {self.project.answers_file}: commit it")
+
+    def copier(self, new: Path, target: str) -> Any:
+        return render.prepared(self.step.old, new, target, self.project.directory)
+
+    def update(self) -> None:
+        try:
+            with self.copier(self.step.new, self.step.target):
+                render.update(
+                    self.directory,
+                    self.step.target,
+                    trust=False,
+                    data=dict(self.data),
+                    answers_file=self.project.answers_file,
+                )
+        except render.TrustNeeded as error:
+            raise FleetError(f"the template needs trust, which is never given: {error}") from None
+
+    def update_without_dependencies(self) -> None:
+        """Update again without the service's own dependencies, and put them below the others.
+
+        Older releases list dependencies by name, between lines that newer ones change. If this
+        conflicts as well, the first update stands.
+        """
+        first = self.scratch / "first"
+        self.repository.rename(first)
+        self.clone()
+        if own := dependencies.set_aside(self.directory, self.original):
+            record(self.repository, "The template's dependencies only")
+            self.update()
+            git(self.repository, "update-ref", "--no-deref", "HEAD", self.head)
+        settled = MANIFEST not in self.conflicts()
+        if not (own and settled and dependencies.put_back(self.directory, own)):
+            shutil.rmtree(self.repository)
+            first.rename(self.repository)
+
+    def conflicts(self) -> list[str]:
+        return [
+            name
+            for state, name in statuses(self.directory)
+            if "U" in state
+            or state in ("AA", "DD")
+            or name.endswith(".rej")
+            or has_markers(self.directory / name)
+        ]
+
+    def refuse_links(self) -> None:
+        """Refuse a service in which a file of the template's is a link, or is below one."""
+        linked = {
+            name
+            for mode, name in listed(self.directory)
+            if mode in ("120000", "160000") and (self.original / name).exists()
+        }
+        if linked:
+            raise FleetError(
+                f"no link may be where the template has files: {names(sorted(linked))}"
+            )
+
+    def look_for_moves(self) -> None:
+        """Compare the service with the recorded version: which of its files are somewhere else?
+
+        Raises:
+            FleetError: a whole directory of the template's is.
+        """
+        rendered = tree_of(self.original, self.repository, self.scratch)
+        where = f"{self.head}:{self.inside.as_posix()}" if self.inside.parts else self.head
+        options = ["-r", "-z", f"-M{FAR}", "--diff-filter=DR", "-l0"]
+        entries = iter(git(self.repository, "diff-tree", *options, rendered, where).split("\0"))
+        gone: dict[str, str] = {}
+        for entry in entries:
+            if entry.endswith("D"):
+                gone[next(entries)] = ""
+            elif entry:
+                old = next(entries)
+                gone[old] = next(entries)
+        owned = [name for name in files(self.original) if self.ownership.owns(name)]
+        for path in self.ownership.paths:
+            inside = [name for name in owned if name.startswith(path) and path.endswith("/")]
+            moved = [name for name in inside if gone.get(name)]
+            if inside and gone.keys() >= set(inside) and len(moved) * 2 > len(inside):
+                raise FleetError(
+                    f"{path} has moved, {moved[0]} to {gone[moved[0]]}: an update finds it only "
+                    "where it was; move it back"
+                )
+        self.merged.absent = [name for name in owned if name in gone]
+        self.merged.moved = [
+            f"{old} is now {new}" for old, new in gone.items() if new and old not in owned
+        ]
+
+    def leave_out(self) -> None:
+        """Take away new files below directories that were deleted: half of one does not work."""
+        before = {str(Path(name).parent) for name in files(self.original)}
+        kept = {name for _, name in listed(self.directory)}
+        alive = {str(parent) for name in kept for parent in Path(name).parents}
+        for _, name in statuses(self.directory):
+            parents = {str(parent) for parent in Path(name).parents}
+            if name not in kept and parents & (before - alive):
+                (self.directory / name).unlink(missing_ok=True)
+                self.merged.left_out.append(name)
+
+    def lock_file(self) -> Path | None:
+        """Find the lock: in a workspace of uv it is above the service."""
+        for directory in (self.directory, *self.directory.parents):
+            if (directory / LOCK).is_file():
+                return directory / LOCK
+            if directory == self.repository:
+                break
+        return None
+
+    def renew_lock(self, file: Path) -> str | None:
+        """Renew uv.lock in the clone; returns why that could not be done, if so."""
+        manifest = self.directory / MANIFEST
+        if not manifest.is_file():
+            return None
+        if MANIFEST in self.merged.conflicts:
+            return f"{MANIFEST} has to be settled first; then run uv lock"
+        uv = os.environ.get("UV") or shutil.which("uv")
+        if uv is None:
+            return "uv is not installed; run uv lock"
+        env = {name: value for name, value in PERSONAL.items() if name != "VIRTUAL_ENV"}
+        before = file.read_bytes()
+        try:
+            done = subprocess.run(
+                [uv, "lock", "--quiet", "--no-progress"],
+                cwd=self.directory,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=900,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"uv lock could not be run: {error}"
+        if done.returncode:
+            file.write_bytes(before)
+            return f"uv lock failed: {one_line(done.stderr)}"
+        return None
+
+
+def listed(directory: Path) -> list[tuple[str, str]]:
+    """Return the mode and name of each entry of the last commit below a directory."""
+    entries = git(directory, "ls-tree", "-r", "-z", "HEAD").split("\0")
+    return [(entry[:6], entry.partition("\t")[2]) for entry in entries if entry]
+
+
+def files(directory: Path) -> list[str]:
+    found = (path for path in directory.rglob("*") if path.is_file() or path.is_symlink())
+    return sorted(path.relative_to(directory).as_posix() for path in found)
+
+
+def tree_of(directory: Path, repository: Path, scratch: Path) -> str:
+    """Write a directory's files as a tree of a repository that has nothing to do with it."""
+    env = {
+        "GIT_DIR": str(repository / ".git"),
+        "GIT_WORK_TREE": str(directory),
+        "GIT_INDEX_FILE": str(scratch / "tree-index"),
+    }
+    git(directory, "add", "--all", "--force", ".", env=env)
+    return git(directory, "write-tree", env=env).strip()
+
+
+def record(repository: Path, message: str) -> str:
+    """Commit all that is in a clone. Returns the commit."""
+    who = {
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in (("NAME", "trackbed"), ("EMAIL", "trackbed@localhost"))
+    }
+    # the clone had no ignored file: whatever is ignored in it came with the update
+    git(repository, "add", "--all", "--force", ".")
+    git(repository, "commit", "--quiet", "--no-verify", "--message", message, env=who)
+    return git(repository, "rev-parse", "HEAD").strip()

@@ -310,7 +310,12 @@ class Commits:
             theirs = self.mirror(address, base)
             if commit := recorded_commit(theirs, recorded):
                 return theirs, commit
-        raise ServiceError(f"the template has no commit {recorded}")
+        dirty = (
+            "; it was copied with changes that were never committed"
+            if DESCRIBED.fullmatch(recorded)
+            else ""
+        )
+        raise ServiceError(f"the template has no commit {recorded}{dirty}")
 
     def own_mirror(self, address: str, base: Path, recorded: str) -> Path | None:
         """The owner's template, if the service is made from it: by address, or by the commit."""

@@ -37,7 +37,8 @@ def examine(drift: DriftJob) -> Drift:
                 top = clone_path(job, Path(scratch))
                 inside = clone(job, top).relative_to(top)
             rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
-            with render.prepared(job.step.old, job.step.old, "", Path(scratch)):
+            old = job.step.old
+            with render.prepared(old, old, "", Path(scratch), own=job.step.own):
                 render.copy(
                     str(job.answers["_src_path"]),
                     rendered,

@@ -15,12 +15,19 @@ from pathlib import Path
 from trackbed import bounded
 from trackbed.errors import FleetError, ServiceError
 from trackbed.files import read_within
+from trackbed.personal import PLACES
 
 TIMEOUT = 300
+SOON = 60
+"""Seconds for what takes none, unless a service's settings make git wait for ever."""
 OUTPUT = 64 * bounded.MEGABYTE
 MEMORY = 4096 * bounded.MEGABYTE
 FILE_SIZE = 4096 * bounded.MEGABYTE
 """Bytes of the largest file that git may write, a pack for one."""
+
+FILES = 200_000
+BYTES = 2048 * bounded.MEGABYTE
+"""Files, and bytes of them together, that a commit may have."""
 
 SETTINGS = {
     # what would run a program
@@ -62,24 +69,7 @@ STRANGERS_PROTOCOLS = "file:https:ssh"
 It is https or ssh; `file` is for what the person's own `url.*.insteadOf` makes of it.
 """
 
-ELSEWHERE = {
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_DIFF_OPTS",
-    "GIT_DIR",
-    "GIT_EXTERNAL_DIFF",
-    "GIT_GLOB_PATHSPECS",
-    "GIT_ICASE_PATHSPECS",
-    "GIT_INDEX_FILE",
-    "GIT_LITERAL_PATHSPECS",
-    "GIT_NAMESPACE",
-    "GIT_NOGLOB_PATHSPECS",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-    "GIT_TEMPLATE_DIR",
-    "GIT_WORK_TREE",
-}
-PERSONAL = {
+OWN = {
     "GIT_CONFIG_GLOBAL": "TRACKBED_GIT_GLOBAL",
     "GIT_CONFIG_NOSYSTEM": "TRACKBED_GIT_NOSYSTEM",
 }
@@ -91,8 +81,8 @@ OLDEST = (2, 38)
 
 def isolate() -> None:
     """Settings for git in this process and all that it starts, Copier's among them."""
-    for name in ELSEWHERE:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if PLACES.fullmatch(name)]:
+        del os.environ[name]
     os.environ |= {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
@@ -107,19 +97,63 @@ def isolate() -> None:
     own = reaching()
     if not any(key == "core.sshcommand" for key, _ in own):
         os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
-    count = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    count = number_of_settings()
     kept = [*own, *SETTINGS.items()]
     for number, (key, value) in enumerate(kept, start=count):
         os.environ[f"GIT_CONFIG_KEY_{number}"] = key
         os.environ[f"GIT_CONFIG_VALUE_{number}"] = value
     os.environ["GIT_CONFIG_COUNT"] = str(count + len(kept))
-    for name, kept_as in PERSONAL.items():
+    for name, kept_as in OWN.items():
         os.environ.setdefault(kept_as, os.environ.get(name, ""))
     os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     if bounded.resource:
         bounded.lower(bounded.resource.RLIMIT_FSIZE, FILE_SIZE)
         bounded.lower(bounded.resource.RLIMIT_DATA, MEMORY)
         bounded.lower(bounded.resource.RLIMIT_CORE, 0)
+
+
+def number_of_settings() -> int:
+    """How many settings git takes from variables."""
+    try:
+        return int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    except ValueError:
+        return 0
+
+
+def for_a_stranger() -> dict[str, str]:
+    """Variables for an address that only a service names: no secret goes there by itself.
+
+    A helper that is a command, and a program that is asked, say the same secret to everybody.
+    Helpers that git knows by name, and those for one host, know whom they speak to.
+    """
+    count = number_of_settings()
+    pairs = [
+        (os.environ.get(f"GIT_CONFIG_KEY_{n}", ""), os.environ.get(f"GIT_CONFIG_VALUE_{n}", ""))
+        for n in range(count)
+    ]
+    helpers = [
+        (key, value)
+        for key, value in pairs
+        if re.fullmatch(r"credential\.(.+\.)?helper", key, re.IGNORECASE)
+        and not (key.lower() == "credential.helper" and value.startswith(("!", "/")))
+    ]
+    headers = [
+        (key, value)
+        for key, value in pairs
+        if re.fullmatch(r"http\..+\.extraheader", key, re.IGNORECASE)
+    ]
+    added = [
+        ("core.askPass", ""),
+        ("credential.helper", ""),
+        *helpers,
+        ("http.extraHeader", ""),
+        *headers,
+        ("http.cookieFile", ""),
+    ]
+    env = {"GIT_ALLOW_PROTOCOL": STRANGERS_PROTOCOLS, "GIT_ASKPASS": "", "SSH_ASKPASS": ""}
+    for number, (key, value) in enumerate(added, start=count):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return env | {"GIT_CONFIG_COUNT": str(count + len(added))}
 
 
 def reaching() -> list[tuple[str, str]]:
@@ -144,20 +178,35 @@ def git(
     whole: Mapping[str, str] | None = None,
     stdin: Path | None = None,
     output: int = OUTPUT,
+    seconds: float = TIMEOUT,
+    largest: int | None = None,
 ) -> str:
-    """What it prints, with `env` in addition to the environment, or with the `whole` of another.
+    """What it prints.
+
+    Args:
+        directory: where it works.
+        arguments: its own.
+        env: variables in addition to the environment.
+        whole: another environment.
+        stdin: a file that it reads.
+        output: bytes that it may print.
+        seconds: time that it has.
+        largest: bytes of the largest file that it may write, in steps of half a kB.
 
     Raises:
         ServiceError: it failed, took too long or printed too much; the message is git's own.
     """
     name = next((str(word) for word in arguments if not str(word).startswith("-")), "")
+    command = ["git", *map(str, arguments)]
+    if largest and bounded.resource:
+        command = ["sh", "-c", f'ulimit -f {largest // 512} && exec "$@"', "sh", *command]
     try:
         done = bounded.run(
-            ["git", *map(str, arguments)],
+            command,
             cwd=directory,
             env={**(whole or os.environ), "LC_ALL": "C.UTF-8", **(env or {})},
             stdin=stdin,
-            seconds=TIMEOUT,
+            seconds=seconds,
             output=output,
         )
     except bounded.Exceeded as error:
@@ -211,6 +260,25 @@ def commit_of(repository: Path, revision: str) -> str | None:
         return None
 
 
+def links_of(repository: Path, commit: str) -> list[str]:
+    """The symbolic links of a stranger's commit. Raises ServiceError: it would fill the disk."""
+    listed = git(repository, *at(repository), "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    links, total, number = [], 0, 0
+    for entry in filter(None, listed.split("\0")):
+        facts, name = entry.split("\t", 1)
+        mode, _, _, size = facts.split()
+        number += 1
+        total += int(size) if size.isdigit() else 0
+        if mode == "120000":
+            links.append(name)
+    if number > FILES or total > BYTES:
+        raise ServiceError(
+            f"{commit[:12]} has {number} files of {total // bounded.MEGABYTE} MB together: "
+            f"more than {FILES} or {BYTES // bounded.MEGABYTE} MB"
+        )
+    return links
+
+
 def at(repository: Path) -> list[str]:
     """The option that opens this repository, and none that git finds in or above it."""
     inner = repository / ".git"
@@ -222,7 +290,7 @@ def at(repository: Path) -> list[str]:
 
 def of_its_own(top: Path, *arguments: str) -> str:
     """Ask about names of commits and of files, which runs nothing, in a service's repository."""
-    return git(top, f"--git-dir={top / '.git'}", *arguments)
+    return git(top, f"--git-dir={top / '.git'}", *arguments, seconds=SOON)
 
 
 def own_path(top: Path, name: str) -> Path:
@@ -302,8 +370,8 @@ def checkout_settings(top: Path) -> list[str]:
 @cache
 def personal(key: str) -> str | None:
     """Read a setting of the person's own, of no repository."""
-    env = {name: value for name, value in os.environ.items() if name not in PERSONAL}
-    env |= {name: os.environ[kept] for name, kept in PERSONAL.items() if os.environ.get(kept)}
+    env = {name: value for name, value in os.environ.items() if name not in OWN}
+    env |= {name: os.environ[kept] for name, kept in OWN.items() if os.environ.get(kept)}
     env |= {"GIT_CONFIG_COUNT": "0", "GIT_DIR": os.devnull}
     try:
         return git(None, "config", "--get", key, whole=env).removesuffix("\n")

@@ -137,6 +137,7 @@ def serve(function: Callable[[Any], Any], connection: Connection) -> None:
     """Do the jobs that come, until there are no more or who sends them is gone."""
     if os.name == "posix":
         os.setsid()  # signals of the terminal are for the command, which ends this process
+    bounded.adopt()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a template's tasks print is no part of a report

@@ -215,6 +215,8 @@ def run_tests(order: UpdateJob, repository: Path, scratch: Path) -> bytes | None
         raise TestsFailed(f"the tests {error}", []) from None
     except (OSError, ValueError) as error:
         raise ServiceError(f"the tests cannot be run: {error}") from None
+    finally:
+        bounded.kill_children()
     if done.code:
         text = done.out.decode("utf-8", "replace")
         output = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-TAIL:]

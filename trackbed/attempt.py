@@ -148,26 +148,21 @@ def has_markers(file: Path) -> bool:
 
 def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[Loss]:
     """Words that the service had added to the recorded version's files, and that are gone."""
-    if not any(vanished(project, name, job.answers_file) for name in changed):
+    if not any(vanished(project, name, job) for name in changed):
         return []
     original = scratch / render.PREFIX / file_name(job.directory.name)
-    source = str(job.answers["_src_path"])
     with render.prepared(job.step.old, job.step.old, "", scratch, own=job.step.own):
-        render.copy(source, original, job.answers, trust=job.trust, answers_file=job.answers_file)
-    return lost_words(project, original, changed, job.answers_file)
+        render.copy(job.answers, original, trust=job.trust, answers_file=job.answers_file)
+    return lost_words(job, project, original, changed)
 
 
-def lost_words(
-    project: Path, original: Path, changed: list[str], answers_file: str = ANSWERS
-) -> list[Loss]:
+def lost_words(job: Job, project: Path, original: Path, changed: list[str]) -> list[Loss]:
     """The same, where the recorded version is rendered already."""
     lost = []
     for name in changed:
-        words = vanished(project, name, answers_file)
-        if not words:
-            continue
-        before = read_before(project, name, answers_file)
-        rendered = without_version(name, read_bytes(original / name), answers_file)
+        words = vanished(project, name, job)
+        before = read_before(project, name, job)
+        rendered = without_version(name, read_bytes(original / name), job)
         if before == rendered:
             continue
         added = tokens(before) - tokens(rendered)
@@ -178,23 +173,23 @@ def lost_words(
     return lost
 
 
-def vanished(project: Path, name: str, answers_file: str) -> Counter[str]:
-    before = read_before(project, name, answers_file)
+def vanished(project: Path, name: str, job: Job) -> Counter[str]:
+    before = read_before(project, name, job)
     return tokens(before) - tokens(read_bytes(project / name)) if before else Counter()
 
 
-def read_before(project: Path, name: str, answers_file: str) -> bytes:
+def read_before(project: Path, name: str, job: Job) -> bytes:
     """A file as the last commit has it, or nothing."""
     try:
         text = git(project, "cat-file", "blob", f"HEAD:./{name}")
     except ServiceError:
         return b""
-    return without_version(name, text.encode("utf-8", "surrogateescape"), answers_file)
+    return without_version(name, text.encode("utf-8", "surrogateescape"), job)
 
 
-def without_version(name: str, data: bytes, answers_file: str) -> bytes:
+def without_version(name: str, data: bytes, job: Job) -> bytes:
     """A file; of the answers, what an update does not write itself."""
-    return VERSION_LINES.sub(b"", data) if name == answers_file else data
+    return VERSION_LINES.sub(b"", data) if name == job.answers_file else data
 
 
 def read_bytes(file: Path) -> bytes:

@@ -7,9 +7,9 @@ import sys
 
 import typer
 
-from trackbed import single
+from trackbed import personal, single
 from trackbed.bounded import stop
-from trackbed.errors import FleetError, printable
+from trackbed.errors import FleetError, ServiceError, printable
 from trackbed.fleet import app as fleet_app
 from trackbed.git import isolate
 
@@ -66,6 +66,7 @@ def fleet() -> None:
 
 def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and a code where it is mistaken or interrupted."""
+    personal.remember()
     isolate()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -75,7 +76,7 @@ def run(command: typer.Typer) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         command()
-    except FleetError as error:
+    except (FleetError, ServiceError) as error:
         print(f"trackbed: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interrupted:
@@ -85,6 +86,9 @@ def run(command: typer.Typer) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except OSError as error:
+        print(f"trackbed: {printable(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,8 @@ def examine(drift: DriftJob) -> Drift:
             rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
             old = job.step.old
             with render.prepared(old, old, "", Path(scratch), own=job.step.own):
-                render.copy(
-                    str(job.answers["_src_path"]),
-                    rendered,
-                    job.answers,
-                    trust=job.trust,
-                    answers_file=job.answers_file,
-                )
-            compare(rendered, top, drift.ownership, found, inside)
+                render.copy(job.answers, rendered, trust=job.trust, answers_file=job.answers_file)
+            compare(rendered, top, inside, drift.ownership, found)
     except render.TrustNeeded as error:
         found.problem = f"needs --trust: {error}"
     except ServiceError as error:
@@ -54,9 +48,7 @@ def examine(drift: DriftJob) -> Drift:
     return found
 
 
-def compare(
-    rendered: Path, top: Path, ownership: Ownership, found: Drift, inside: Path = Path()
-) -> None:
+def compare(rendered: Path, top: Path, inside: Path, ownership: Ownership, found: Drift) -> None:
     for file in sorted(rendered.rglob("*")):
         name = file.relative_to(rendered).as_posix()
         if not ownership.owns(name) or (file.is_dir() and not file.is_symlink()):
@@ -89,14 +81,15 @@ def lines(data: bytes) -> bytes:
     return data.replace(b"\r\n", b"\n")
 
 
-def patch(rendered: Path, project: Path, paths: Sequence[str], scratch: Path) -> str:
+def patch(rendered: Path, top: Path, inside: Path, names: Sequence[str], scratch: Path) -> str:
     """Return what is different in some files, as git prints it; line endings are no difference."""
-    for side, directory in (("template", rendered), ("project", project)):
+    for side in ("template", "project"):
         (scratch / side).mkdir(parents=True)
-        for name in paths:
-            data = own_bytes(directory, Path(name))
+    for name in names:
+        ours, own = read_bytes(rendered / name), own_bytes(top, inside / name)
+        for side, data in (("template", ours), ("project", own)):
+            (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
             if data is not None:
-                (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / side / name).write_bytes(lines(data))
     options = ("--no-index", "--no-prefix", "--no-ext-diff", "--no-color", "--no-renames")
     done = subprocess.run(

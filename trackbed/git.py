@@ -15,7 +15,6 @@ from pathlib import Path
 from trackbed import bounded
 from trackbed.errors import FleetError, ServiceError
 from trackbed.files import read_within
-from trackbed.personal import PLACES
 
 TIMEOUT = 300
 SOON = 60
@@ -69,7 +68,25 @@ STRANGERS_PROTOCOLS = "file:https:ssh"
 It is https or ssh; `file` is for what the person's own `url.*.insteadOf` makes of it.
 """
 
-OWN = {
+ELSEWHERE = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_DEFAULT_HASH",
+    "GIT_DIFF_OPTS",
+    "GIT_DIR",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "GIT_INDEX_FILE",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_TEMPLATE_DIR",
+    "GIT_WORK_TREE",
+}
+PERSONAL = {
     "GIT_CONFIG_GLOBAL": "TRACKBED_GIT_GLOBAL",
     "GIT_CONFIG_NOSYSTEM": "TRACKBED_GIT_NOSYSTEM",
 }
@@ -81,8 +98,8 @@ OLDEST = (2, 38)
 
 def isolate() -> None:
     """Settings for git in this process and all that it starts, Copier's among them."""
-    for name in [name for name in os.environ if PLACES.fullmatch(name)]:
-        del os.environ[name]
+    for name in ELSEWHERE:
+        os.environ.pop(name, None)
     os.environ |= {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
@@ -97,13 +114,13 @@ def isolate() -> None:
     own = reaching()
     if not any(key == "core.sshcommand" for key, _ in own):
         os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
-    count = number_of_settings()
+    # those of the caller's variables that reach a repository are among its own as well
     kept = [*own, *SETTINGS.items()]
-    for number, (key, value) in enumerate(kept, start=count):
+    for number, (key, value) in enumerate(kept):
         os.environ[f"GIT_CONFIG_KEY_{number}"] = key
         os.environ[f"GIT_CONFIG_VALUE_{number}"] = value
-    os.environ["GIT_CONFIG_COUNT"] = str(count + len(kept))
-    for name, kept_as in OWN.items():
+    os.environ["GIT_CONFIG_COUNT"] = str(len(kept))
+    for name, kept_as in PERSONAL.items():
         os.environ.setdefault(kept_as, os.environ.get(name, ""))
     os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     if bounded.resource:
@@ -370,8 +387,8 @@ def checkout_settings(top: Path) -> list[str]:
 @cache
 def personal(key: str) -> str | None:
     """Read a setting of the person's own, of no repository."""
-    env = {name: value for name, value in os.environ.items() if name not in OWN}
-    env |= {name: os.environ[kept] for name, kept in OWN.items() if os.environ.get(kept)}
+    env = {name: value for name, value in os.environ.items() if name not in PERSONAL}
+    env |= {name: os.environ[kept] for name, kept in PERSONAL.items() if os.environ.get(kept)}
     env |= {"GIT_CONFIG_COUNT": "0", "GIT_DIR": os.devnull}
     try:
         return git(None, "config", "--get", key, whole=env).removesuffix("\n")

@@ -1,29 +1,41 @@
-"""git without the settings of whoever runs the command: they change what an update does.
-
-Ignored files, hooks, templates of repositories, line endings, forms of diffs and whitespace rules
-are set for a person's own work. In an update they have lost edits without a word. What reaches and
-opens other repositories is kept: addresses, credentials, certificates, ssh.
-"""
+"""git as whoever runs the command has it, for the repository of theirs that it works in."""
 
 import os
-import re
+import subprocess
+from pathlib import Path
 
-PLACES = re.compile(
-    r"GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|ALTERNATE_OBJECT_DIRECTORIES|NAMESPACE"
-    r"|COMMON_DIR|PREFIX|CONFIG|QUARANTINE_PATH|(LITERAL|GLOB|NOGLOB|ICASE)_PATHSPECS"
-    r"|EXTERNAL_DIFF|DIFF_OPTS|TEMPLATE_DIR)"
-)
-"""Variables of a caller, such as a hook, that would make git work somewhere else."""
+from trackbed.errors import ServiceError
+from trackbed.git import ELSEWHERE, complaint
 
-
-def environment() -> dict[str, str]:
-    """Return the variables for a person's own git in a repository of theirs."""
-    return {
-        **{name: value for name, value in os.environ.items() if not PLACES.fullmatch(name)},
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_TERMINAL_PROMPT": "0",
-    }
+environment: dict[str, str] = {}
+"""Variables as they were when the command began, but for those that lead git somewhere else."""
 
 
-PERSONAL = environment()
-"""Variables as they were when the command began."""
+def remember() -> None:
+    """Keep the variables, before they are changed for everything else."""
+    environment.update(
+        {name: value for name, value in os.environ.items() if name not in ELSEWHERE},
+        GIT_OPTIONAL_LOCKS="0",
+        GIT_TERMINAL_PROMPT="0",
+    )
+
+
+def git(
+    directory: Path, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> str:
+    """Run git with the person's own settings, and those of the repository.
+
+    Raises:
+        ServiceError: it failed; the message is git's own.
+    """
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=directory,
+        env={**environment, **(env or {})},
+        input=stdin,
+        capture_output=True,
+    )
+    if done.returncode:
+        said = complaint(done.stderr.decode("utf-8", "replace"))
+        raise ServiceError(said or f"git {arguments[0]} failed")
+    return done.stdout.decode("utf-8", "surrogateescape")

@@ -10,7 +10,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from trackbed.addresses import expanded, is_url, shown
+from trackbed.addresses import expanded, is_url, normalized
 from trackbed.errors import FleetError, ServiceError
 from trackbed.model import Release, Service
 from trackbed.releases import Recorded, final, recognize, tagged_releases
@@ -105,8 +105,9 @@ class Origin:
         self.project = project
         address = expanded(project.source)
         if not is_url(address):
-            address = str((project.directory / Path(address).expanduser()).resolve())
-        self.commits = Commits(scratch, Template(address, frozenset([project.source])))
+            address = normalized(address, project.directory)
+        names = frozenset([project.source, address, normalized(address)])
+        self.commits = Commits(scratch, Template(address, names))
         self.mirror = self.commits.mirror(project.source, project.directory)
 
     @cached_property
@@ -167,8 +168,7 @@ def opened(project: Project) -> Iterator[tuple[Origin, Path]]:
         try:
             yield Origin(project, scratch), scratch
         except ServiceError as error:
-            message = str(error).replace(project.source, shown(project.source))
-            raise FleetError(message) from None
+            raise FleetError(str(error)) from None
 
 
 def names(paths: Sequence[str], limit: int = 5) -> str:

@@ -170,25 +170,37 @@ def prepared(
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
-def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
+def update(
+    project: Path,
+    target: str,
+    *,
+    trust: bool,
+    answers_file: str,
+    data: Mapping[str, str] | None = None,
+) -> None:
     copier.run_update(
-        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust, **options
+        project,
+        data=dict(data or {}),
+        vcs_ref=target,
+        answers_file=answers_file,
+        defaults=True,
+        overwrite=True,
+        quiet=True,
+        unsafe=trust,
     )
 
 
-def copy(
-    source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool, **options: Any
-) -> None:
+def copy(recorded: Mapping[str, Any], destination: Path, *, trust: bool, answers_file: str) -> None:
     """What a commit renders with the answers that an answers file has; its tasks are not run."""
     copier.run_copy(
-        source,
+        str(recorded["_src_path"]),
         destination,
         data={key: value for key, value in recorded.items() if not key.startswith("_")},
         vcs_ref=str(recorded["_commit"]),
+        answers_file=answers_file,
         defaults=True,
         overwrite=True,
         quiet=True,
         skip_tasks=True,
         unsafe=trust,
-        **options,
     )

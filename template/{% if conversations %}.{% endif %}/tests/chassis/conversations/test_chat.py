@@ -546,10 +546,10 @@ def test_who_comes_back_needs_no_lock(service: Service, model: Model) -> None:
     with service.chat(thread) as stream:
         stream.next()
         last_id = stream.last_id
-    with service.app.state.database.write() as session:
-        session.connection()
+    with ExitStack() as writer:
+        writer.enter_context(service.app.state.database.write()).connection()
         with service.chat(thread, last_id=last_id) as stream:
-            session.rollback()
+            writer.close()
             gate.set()
             assert stream.rest()[-1].data["status"] == "complete"
 

@@ -98,6 +98,9 @@ def uncommitted(job: Job) -> bool:
                 path = own_path(job.top, name)
                 data = read_within(path.parent, Path(path.name), BYTES)
                 (here / name).write_bytes(data)
+                for shared in path.parent.glob("sharedindex.*"):  # of an index that is split
+                    data = read_within(path.parent, Path(shared.name), BYTES)
+                    (here / shared.name).write_bytes(data)
         options = [f"--git-dir={here}", f"--work-tree={job.top}", *checkout_settings(job.top)]
         asked = ["status", "--porcelain", "-z", "--ignore-submodules=all", "--", str(job.inside)]
         return bool(git(job.top, *options, *asked))

@@ -58,7 +58,9 @@ SETTINGS = {
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
 }
-REACHING = re.compile(r"(url|credential|http|ssh|user)\..+|core\.(sshcommand|gitproxy|askpass)")
+REACHING = re.compile(
+    r"(url|credential|http|ssh|user)\..+|safe\.directory|core\.(sshcommand|gitproxy|askpass)"
+)
 """Settings of the person's own that say how repositories are reached, and who commits."""
 
 PROTOCOLS = "file:git:http:https:ssh"
@@ -92,6 +94,7 @@ PERSONAL = {
 }
 """Variables with the person's own settings, and where they are kept meanwhile."""
 
+SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ForwardAgent=no"
 OLDEST = (2, 38)
 """Version of git that knows safe.bareRepository."""
 
@@ -113,7 +116,7 @@ def isolate() -> None:
     }
     own = reaching()
     if not any(key == "core.sshcommand" for key, _ in own):
-        os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
+        os.environ.setdefault("GIT_SSH_COMMAND", f"ssh {SSH}")
     # those of the caller's variables that reach a repository are among its own as well
     kept = [*own, *SETTINGS.items()]
     for number, (key, value) in enumerate(kept):

@@ -46,7 +46,8 @@ def conforms(service: Service, *options: str) -> None:
     print(done.stdout[-20_000:])
     assert done.returncode == 0
     generated = re.search(r"(\d+) generated", done.stdout)
-    assert generated and int(generated[1]) > 100, "it has hardly asked anything"
+    assert generated, done.stdout
+    assert int(generated[1]) > 100, "it has hardly asked anything"
 
 
 @contextmanager

@@ -59,6 +59,8 @@ DATABASE_URL_FORM: Final = re.compile(
     r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00\ud800-\udfff]+)"
 )
 ORIGIN_FORM: Final = re.compile(r"(https?)://(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", re.IGNORECASE)
+DIRECTIVE_FORM: Final = re.compile(r"[a-z-]+( +[!-:<-~]+)*")
+KEYWORDS: Final = frozenset({"self", "none", "unsafe-inline", "unsafe-eval", "strict-dynamic"})
 NAME_FORM: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 NUMBER_FORM: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -106,6 +108,7 @@ class ChassisSettings(BaseSettings):
     allowed_hosts: StringList = ()
     trusted_proxies: StringList = ()
     docs_enabled: bool = False
+    content_security_policy: str = ""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
@@ -149,6 +152,9 @@ class ChassisSettings(BaseSettings):
             != "development"
         )
         values.setdefault("docs_enabled", not production)
+        if not production and not values.get("volume_path"):
+            # a person's machine, on which no deploy is about to end
+            values.setdefault("lock_timeout", 3)
         values.setdefault("log_format", "json" if production else "text")
         if on_railway:
             volume = values.get("railway_volume_mount_path")
@@ -236,6 +242,16 @@ class ChassisSettings(BaseSettings):
         if volume and not Path(path).is_relative_to(os.path.normpath(volume)):
             raise ValueError(f"is not on the volume, so every deploy would lose the data; {advice}")
         return value
+
+    @field_validator("content_security_policy")
+    @classmethod
+    def policy_is_directives(cls, value: str) -> str:
+        directives = [part.strip() for part in value.split(";") if part.strip()]
+        if not all(DIRECTIVE_FORM.fullmatch(directive) for directive in directives):
+            raise ValueError("must be directives only, such as default-src 'self'; img-src * data:")
+        if KEYWORDS.intersection(word for directive in directives for word in directive.split()):
+            raise ValueError("needs quotes around its keywords: 'self', 'none', 'unsafe-inline'")
+        return "; ".join(directives)
 
     @field_validator("backend_url")
     @classmethod

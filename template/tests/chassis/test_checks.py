@@ -467,6 +467,21 @@ def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
     assert by_id([deployment.env_file(tmp_path)])["deploy.env-file"].status == "failed"
 
 
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_a_committed_env_file_is_found_in_a_larger_repository(tmp_path: Path) -> None:
+    assert GIT is not None
+    service = tmp_path / "services" / "billing"
+    service.mkdir(parents=True)
+    subprocess.run([GIT, "init", "--quiet", str(tmp_path)], check=True)
+    for name in (".env.example", ".env.production"):
+        (service / name).touch()
+        assert deployment.env_file(service).status == "ok"
+        subprocess.run([GIT, "-C", str(service), "add", "--force", name], check=True)
+    found = deployment.env_file(service)
+    assert found.status == "failed"
+    assert found.verdict.startswith(".env.production is committed")
+
+
 def open_routes(router: APIRouter) -> list[str]:
     """What the check says of routes that are included in the application, one of them below."""
     app = FastAPI()

@@ -316,6 +316,11 @@ def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, text
         ("LOCK_TIMEOUT", "-1"),
         ("SQLITE_SYNCHRONOUS", "OFF"),
         ("DOCS_ENABLED", "hunter2"),
+        ("CONTENT_SECURITY_POLICY", "hunter2"),
+        ("CONTENT_SECURITY_POLICY", "default-src self"),
+        ("CONTENT_SECURITY_POLICY", "Content-Security-Policy: default-src *"),
+        ("CONTENT_SECURITY_POLICY", "default-src 'self'\nX-Header: hunter2"),
+        ("CONTENT_SECURITY_POLICY", "default-src https://b\u00fccher.example"),
     ],
 )
 def test_a_bad_value_is_named_and_never_shown(

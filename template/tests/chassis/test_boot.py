@@ -18,6 +18,8 @@ import pytest
 
 from app.chassis import features, garbage
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.testing import required_variables
+from app.settings import Settings
 
 DEADLINE = 30.0
 
@@ -40,6 +42,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {
             "PATH": os.environ["PATH"],
+            **required_variables(Settings),
             "PORT": str(self.port),
             "DATABASE_URL": f"sqlite:///{directory}/app.db",
             **variables,

@@ -50,7 +50,7 @@ NotBlank = Annotated[str, AfterValidator(not_blank), Field(json_schema_extra={"p
 
 Title = Annotated[NotBlank, Field(min_length=1, max_length=200)]
 
-EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")]
+EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$", examples=["2-5"])]
 
 
 class ThreadIn(BaseModel):
@@ -249,7 +249,7 @@ def stream_message(
     if last_event_id is not None:
         position = Position.parse(last_event_id)
     if position.message_id != message_id:
-        raise HTTPException(422, "Last-Event-ID is of another message")
+        raise HTTPException(404, "Last-Event-ID is of another message")
     find_answer(thread_id, position, owner, session)
     return EventStream(replies.resume(position))
 

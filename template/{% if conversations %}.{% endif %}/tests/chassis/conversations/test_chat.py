@@ -277,7 +277,7 @@ def test_a_page_can_read_it_with_an_event_source(service: Service, model: Model)
     later = service.client.get(path, headers={"Last-Event-ID": "2-5"}).text
     assert '{"text":" you"}' in later
     assert "Hello" not in later
-    assert service.client.get(path, headers={"Last-Event-ID": "1-5"}).status_code == 422
+    assert service.client.get(path, headers={"Last-Event-ID": "1-5"}).status_code == 404
 
 
 def test_only_answers_of_the_thread_are_resumed(service: Service) -> None:

@@ -2,20 +2,42 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import copier
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from support import commit, git, load_json, load_yaml, recorded, tool
+from support import (
+    COMBINATIONS,
+    ROOT,
+    Answers,
+    commit,
+    git,
+    identify,
+    load_json,
+    load_toml,
+    load_yaml,
+    recorded,
+    tool,
+)
+
+UVX = """#!/bin/sh
+while test "$1" != trackbed; do shift; done
+shift
+PYTHONPATH={root} exec {python} -m trackbed.cli "$@"
+"""
 
 GH = """#!/bin/sh
 case "$1 $2" in
-  "pr view") echo CLOSED ;;
+  "pr view") cat "$RUNNER_TEMP/state" 2> /dev/null || exit 1 ;;
   *) printf '%s\\n' "$@" > "$RUNNER_TEMP/gh"; cat "$RUNNER_TEMP/body.md" >> "$RUNNER_TEMP/gh" ;;
 esac
 """
@@ -40,78 +62,61 @@ def project(releases: Path, tmp_path: Path) -> Path:
     return project
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    """The path has `uvx`, a `gh` that writes down what it is told, and this Python."""
+def environment(tmp_path: Path, *, real: bool = False) -> dict[str, str]:
+    """The path has a `gh` that writes down what it is told, this Python, and a `uvx` that runs the
+    package as it is here, or the real one."""
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     (programs / "gh").write_text(GH)
-    (programs / "gh").chmod(0o755)
+    (programs / "uvx").write_text(UVX.format(python=sys.executable, root=ROOT))
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    if real:
+        (programs / "uvx").unlink()
     uvx = shutil.which("uvx") or Path(tool("uv")).with_name("uvx")
     path = f"{programs}:{Path(uvx).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "RUNNER_TEMP": str(tmp_path)}
 
 
-def template(project: Path, tmp_path: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "app", "template", *arguments],
-        cwd=project,
-        env=environment(tmp_path),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 def weekly(project: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """The workflow's own script, as GitHub runs it."""
+    """The workflow's own steps, as GitHub runs them on a checkout of the newest commit."""
+    git(project, "switch", "--quiet", "main")
     job = load_yaml(project / ".github" / "workflows" / "template.yml")["jobs"]["update"]
-    variables = {name: value for name, value in job["env"].items() if name != "GH_TOKEN"}
-    return subprocess.run(
-        ["bash", "-e", "-c", job["steps"][-1]["run"]],
+    done = subprocess.CompletedProcess([], 0, "", "")
+    for step in job["steps"]:
+        if "run" not in step or step["name"] == "Install uv" or done.returncode:
+            continue
+        variables = {
+            name: str(value) for name, value in {**job["env"], **step.get("env", {})}.items()
+        }
+        ran = subprocess.run(
+            ["bash", "-e", "-c", step["run"]],
+            cwd=project,
+            env=environment(tmp_path) | variables,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+        output = done.stdout + ran.stdout + ran.stderr
+        done = subprocess.CompletedProcess(step["name"], ran.returncode, output, "")
+    return done
+
+
+def test_the_command_comes_from_the_template_itself(project: Path, tmp_path: Path) -> None:
+    """By uvx, from the newest release, before the project's dependencies are installed."""
+    bare = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    done = subprocess.run(
+        [bare / "bin" / "python", "-m", "app", "template", "status", "--json"],
         cwd=project,
-        env=environment(tmp_path) | variables,
+        env=environment(tmp_path, real=True),
         capture_output=True,
         encoding="utf-8",
         timeout=300,
     )
-
-
-def test_status_and_diff_tell_what_is_so(project: Path, tmp_path: Path) -> None:
-    code, told = template(project, tmp_path, "status", "--json")
-    found = json.loads(told)
-    assert code == 1
-    assert (found["version"], found["newest"]) == ("0.1.0", "0.2.0")
-    assert found["drift"] == []
-
-    changed = project / "app" / "chassis" / "http.py"
-    changed.write_text(f"{changed.read_text(encoding='utf-8')}# mine\n", encoding="utf-8")
-    (project / "tests" / "chassis" / "test_http.py").unlink()
-    (project / "app" / "main.py").write_text("# mine\n")
-    code, told = template(project, tmp_path, "status")
-    assert code == 1
-    assert told.splitlines()[-2:] == [
-        "          changed app/chassis/http.py",
-        "          missing tests/chassis/test_http.py",
-    ]
-    code, told = template(project, tmp_path, "diff")
-    assert code == 1
-    assert "+# mine" in told
-    assert "main.py" not in told
-
-
-@pytest.mark.long
-def test_a_template_that_is_gone_is_one_line(project: Path, tmp_path: Path) -> None:
-    answers = project / ".copier-answers.yml"
-    text = answers.read_text(encoding="utf-8")
-    source = recorded(project)["_src_path"]
-    answers.write_text(text.replace(source, f"{tmp_path}/gone"), encoding="utf-8")
-
-    for task in ("status", "diff", "notes"):
-        code, told = template(project, tmp_path, task)
-        assert code == 2
-        assert told.startswith("Template: ")
-        assert told.count("\n") == 1
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["version"], found["newest"], found["drift"]) == ("0.1.0", "0.2.0", [])
 
 
 def test_the_weekly_pull_request(project: Path, tmp_path: Path) -> None:
@@ -130,7 +135,95 @@ def test_the_weekly_pull_request(project: Path, tmp_path: Path) -> None:
     assert "new in 0.2.0" in git(project, "show", "origin/template-update:app/chassis/__init__.py")
 
 
+def pushed(tmp_path: Path) -> str:
+    return git(tmp_path / "origin.git", "rev-parse", "template-update").strip()
+
+
+def test_the_same_release_is_pushed_once(project: Path, tmp_path: Path) -> None:
+    assert weekly(project, tmp_path).returncode == 0
+    first = pushed(tmp_path)
+    (project / "app" / "settings.py").touch()
+    (project / "app" / "more.py").write_text("mine = 1\n")
+    git(project, "switch", "--quiet", "main")
+    commit(project, "Work goes on")
+    # opening the pull request had failed
+    (tmp_path / "gh").unlink()
+    assert weekly(project, tmp_path).returncode == 0
+    assert (tmp_path / "gh").exists()
+    (tmp_path / "gh").unlink()
+
+    for state in ("OPEN", "CLOSED"):
+        (tmp_path / "state").write_text(state)
+        done = weekly(project, tmp_path)
+        assert done.returncode == 0, done.stdout
+        assert "template-update has this release already." in done.stdout
+        assert not (tmp_path / "gh").exists()
+    assert pushed(tmp_path) == first
+
+
 @pytest.mark.long
+def test_a_newer_release_replaces_what_only_the_workflow_has_made(
+    project: Path, tmp_path: Path
+) -> None:
+    git(project, "switch", "--quiet", "--create", "template-update")
+    (project / "README.md").write_text("an earlier update\n")
+    bot = "41898282+github-actions[bot]@users.noreply.github.com"
+    who = ("-c", f"user.email={bot}", "-c", "user.name=github-actions[bot]")
+    variables = {f"GIT_{role}_EMAIL": bot for role in ("AUTHOR", "COMMITTER")}
+    subprocess.run(
+        ["git", *who, "commit", "-qam", "Update from the template to 0.1.5"],
+        cwd=project,
+        env={**os.environ, **variables},
+        check=True,
+    )
+    git(project, "push", "--quiet", "origin", "template-update")
+    (tmp_path / "state").write_text("OPEN")
+
+    done = weekly(project, tmp_path)
+
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "gh").read_text(encoding="utf-8").startswith("pr\nedit\ntemplate-update\n")
+    message = git(tmp_path / "origin.git", "log", "-1", "--format=%s", "template-update")
+    assert message == "Update from the template to 0.2.0\n"
+    assert git(tmp_path / "origin.git", "rev-list", "--count", "template-update").strip() == "2"
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["commit", *(pytest.param(how, marks=pytest.mark.long) for how in ("amend", "merge"))],
+)
+def test_a_branch_on_which_somebody_has_worked_is_left_alone(
+    project: Path, tmp_path: Path, how: str
+) -> None:
+    assert weekly(project, tmp_path).returncode == 0
+    git(project, "push", "--quiet", "origin", "main")
+    person = tmp_path / "person"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "person")
+    git(person, "switch", "--quiet", "template-update")
+    if how == "merge":
+        (person / "x.txt").write_text("x\n")
+        git(person, "switch", "--quiet", "main")
+        commit(person, "Work")
+        git(person, "switch", "--quiet", "template-update")
+        git(person, "merge", "--quiet", "--no-edit", "main")
+    else:
+        (person / "app" / "chassis" / "__init__.py").write_text("# settled by hand\n")
+        amend = ["--amend", "--no-edit"] if how == "amend" else ["--message", "Settle it"]
+        git(person, "commit", "--quiet", "--all", *amend)
+    git(person, "push", "--quiet", "--force", "origin", "template-update")
+    theirs = pushed(tmp_path)
+    (tmp_path / "gh").unlink()
+    (tmp_path / "state").write_text("OPEN")
+
+    done = weekly(project, tmp_path)
+
+    assert done.returncode == 0, done.stdout
+    assert "::warning::template-update is left alone, as somebody has worked on it:" in done.stdout
+    assert "Tests" in done.stdout
+    assert pushed(tmp_path) == theirs
+    assert not (tmp_path / "gh").exists()
+
+
 def test_a_week_without_a_release_does_nothing(project: Path, tmp_path: Path) -> None:
     copier.run_update(project, defaults=True, overwrite=True, quiet=True)
     commit(project, "Second")
@@ -138,11 +231,11 @@ def test_a_week_without_a_release_does_nothing(project: Path, tmp_path: Path) ->
 
     done = weekly(project, tmp_path)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     assert "This is the newest release." in done.stdout
     assert not (tmp_path / "gh").exists()
-    assert git(project, "rev-parse", "HEAD") == before
-    assert git(project, "branch", "--show-current").strip() == "main"
+    assert git(project, "rev-parse", "main") == before
+    assert git(tmp_path / "origin.git", "branch", "--list") == ""
 
 
 @pytest.mark.long
@@ -157,6 +250,9 @@ def test_a_conflict_is_a_failed_job_and_a_pull_request_that_says_so(
 
     assert done.returncode == 1
     assert "::error::These files have to be settled by hand: app/chassis/__init__.py" in done.stdout
+    assert "<<<<<<<" in git(
+        tmp_path / "origin.git", "show", "template-update:app/chassis/__init__.py"
+    )
     told = (tmp_path / "gh").read_text(encoding="utf-8")
     assert "## To settle by hand\n\n- `app/chassis/__init__.py`\n" in told
 
@@ -183,6 +279,30 @@ def refused(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.long
+def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
+    project: Path, releases: Path, tmp_path: Path
+) -> None:
+    """0.3.0 takes a file away in which somebody has written."""
+    source = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(releases), str(source))
+    git(source, "rm", "--quiet", "template/app/chassis/coalesce.py")
+    commit(source, "Third release", tag="0.3.0")
+    answers = project / ".copier-answers.yml"
+    text = answers.read_text(encoding="utf-8")
+    answers.write_text(text.replace(str(releases), str(source)), encoding="utf-8")
+    with (project / "app" / "chassis" / "coalesce.py").open("a", encoding="utf-8") as file:
+        file.write("# precious\n")
+    commit(project, "Against advice")
+
+    done = weekly(project, tmp_path)
+
+    assert done.returncode == 1
+    assert "::error::Somebody has to look at this update" in done.stdout
+    told = (tmp_path / "gh").read_text(encoding="utf-8")
+    assert "lost         app/chassis/coalesce.py: precious" in told
+
+
+@pytest.mark.long
 def test_a_template_that_cannot_be_asked_is_a_failed_job(project: Path, tmp_path: Path) -> None:
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")
@@ -198,14 +318,42 @@ def test_a_template_that_cannot_be_asked_is_a_failed_job(project: Path, tmp_path
 def test_the_workflow_has_what_it_needs_and_no_more(render: Callable[..., Path]) -> None:
     project = render(ci="github")
     workflow = load_yaml(project / ".github" / "workflows" / "template.yml")
-    assert workflow["permissions"] == {"contents": "write", "pull-requests": "write"}
+    assert workflow["permissions"] == {}
     (job,) = workflow["jobs"].values()
-    assert "permissions" not in job
-    (check_out,) = (step["uses"] for step in job["steps"] if "uses" in step)
+    assert job["permissions"] == {"contents": "write", "pull-requests": "write"}
+    assert "TOKEN" not in str({name: job[name] for name in job.keys() - {"steps"}})
+    *before, last = job["steps"]
+    assert "token" not in str(before).lower().replace("no token", "")
+    assert "TEMPLATE_TOKEN" in last["env"]["GH_TOKEN"]
+    assert not re.search(r"\b(uvx?|python3?|pipx)\b", last["run"])
+    (check_out,) = (step for step in before if "uses" in step)
+    assert check_out["with"]["persist-credentials"] is False
     checks = load_yaml(project / ".github" / "workflows" / "ci.yml")["jobs"]["checks"]["steps"]
-    assert check_out in [step.get("uses") for step in checks]
-    module = (project / "app" / "chassis" / "template.py").read_text(encoding="utf-8")
-    assert f'COPIER: Final = "{job["env"]["COPIER"]}"' in module
+    assert check_out["uses"] in [step.get("uses") for step in checks]
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS[:6], ids=identify)
+def test_zizmor_finds_nothing(answers: Answers, render: Callable[..., Path]) -> None:
+    """Permissions, versions, credentials, and what others could put into a script."""
+    workflows = render(**{**answers, "ci": "github"}) / ".github"
+    command = [tool("zizmor"), "--offline", "--no-progress", "--persona", "pedantic", workflows]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No findings to report" in done.stdout
+
+
+def test_trackbed_runs_with_pinned_versions() -> None:
+    """All that it needs and what that needs: nothing is resolved when somebody runs it."""
+    pinned = load_toml(ROOT / "pyproject.toml")
+    wanted = [Requirement(text) for text in pinned["project"]["dependencies"]]
+    tested = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for requirement in wanted:
+        assert re.search(rf"^{re.escape(str(requirement))}(\s|$)", tested, re.M), requirement
+        for text in metadata.requires(requirement.name) or []:
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in {one.name for one in wanted}, needed
+    assert all("==" in text for text in pinned["build-system"]["requires"])
 
 
 def test_renovates_command_needs_no_trust(

@@ -2,28 +2,41 @@
 
 import os
 import re
-import subprocess
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from trackbed import render
+from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError
-from trackbed.git import git
+from trackbed.files import read_within, require_inside
+from trackbed.git import borrow, checkout_settings, git, own_path
 from trackbed.model import Attempt, Loss, Service
+from trackbed.services import ANSWERS
 from trackbed.templates import Step
 
 MARKERS = {b"<<<<<<< before updating", b">>>>>>> after updating"}
+VERSION_LINES = re.compile(rb"^(_commit|_src_path):.*\n?", re.MULTILINE)
+FILES = 200_000
+BYTES = 2048 * MEGABYTE
+"""Files, and bytes of them together, that a service may have."""
 TOKEN = re.compile(r"\w+|[^\w\s]+")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to try an update."""
+    """All that a process needs to try an update.
+
+    Attributes:
+        commit: the full hash of the commit that the service is at, or why there is none.
+        trust: the template, which is the person's own, may run its commands.
+    """
 
     service: Service
     directory: Path
@@ -33,6 +46,8 @@ class Job:
     step: Step
     trust: bool
     workspace: Path
+    commit: str | ServiceError
+    answers_file: str = ANSWERS
 
     @property
     def inside(self) -> Path:
@@ -42,23 +57,72 @@ class Job:
 
 def clone_path(job: Job, scratch: Path) -> Path:
     """A template may name things after the directory."""
-    return scratch / (job.top.name if job.service.path else job.service.name)
+    return scratch / file_name(job.top.name if job.service.path else job.service.name)
+
+
+def file_name(name: str) -> str:
+    """A name for a directory, whatever a service is called."""
+    return re.sub(r"[^\w.-]|^\.+", "-", name)[:100] or "service"
 
 
 def clone(job: Job, directory: Path) -> Path:
-    """A repository of its own with the service's last commit. Returns the service in it.
+    """Check out the service's commit in a repository of its own. Returns the service in it.
 
     Raises:
-        ServiceError: there is no commit, or no such branch.
+        ServiceError: there is no commit, or its files are too many, or lead somewhere else.
     """
-    options = ["--quiet", "--shared", "--single-branch", "--no-tags"]
-    if job.service.path and job.service.branch:
-        options += ["--branch", job.service.branch]
-    git(None, "clone", *options, "--", str(job.top), str(directory))
+    if isinstance(job.commit, ServiceError):
+        raise ServiceError(str(job.commit))
+    here = f"--git-dir={borrow(job.top, directory, job.commit)}"
+    links = measure(git(directory, here, "ls-tree", "-r", "-l", "-z", "--full-tree", job.commit))
+    git(directory, here, f"--work-tree={directory}", "reset", "--quiet", "--hard")
+    require_inside(directory, links)
     project = directory / job.inside
-    if not (project / ".copier-answers.yml").is_file():
-        raise ServiceError("its last commit has no .copier-answers.yml")
+    try:
+        found = stat.S_ISREG(os.lstat(project / job.answers_file).st_mode)
+    except OSError:
+        found = False
+    if not found:
+        raise ServiceError(f"its last commit has no {job.answers_file}")
     return project
+
+
+def measure(listed: str) -> list[str]:
+    """The symbolic links of a tree. Raises ServiceError: it would fill the disk."""
+    links, total, number = [], 0, 0
+    for entry in filter(None, listed.split("\0")):
+        facts, name = entry.split("\t", 1)
+        mode, kind, _, size = facts.split()
+        number += 1
+        total += int(size) if kind == "blob" else 0
+        if mode == "120000":
+            links.append(name)
+    if number > FILES or total > BYTES:
+        raise ServiceError(
+            f"its last commit has {number} files of {total // MEGABYTE} MB together: "
+            f"more than {FILES} or {BYTES // MEGABYTE} MB"
+        )
+    return links
+
+
+def uncommitted(job: Job) -> bool:
+    """Whether files that are checked out differ from the commit, or are new.
+
+    It is asked with a copy of the index, in a repository without the service's settings: with
+    them, git would run what they say.
+    """
+    if job.service.url or isinstance(job.commit, ServiceError):
+        return False
+    with workspace(job) as scratch:
+        here = borrow(job.top, Path(scratch) / "status", job.commit)
+        for name in ("index", "info/exclude"):
+            with suppress(OSError):
+                path = own_path(job.top, name)
+                data = read_within(path.parent, Path(path.name), BYTES)
+                (here / name).write_bytes(data)
+        options = [f"--git-dir={here}", f"--work-tree={job.top}", *checkout_settings(job.top)]
+        asked = ["status", "--porcelain", "-z", "--ignore-submodules=all", "--", str(job.inside)]
+        return bool(git(job.top, *options, *asked))
 
 
 def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
@@ -68,8 +132,8 @@ def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
         ServiceError: Copier gave up.
     """
     try:
-        with render.prepared(job.step.old, job.step.new, job.step.target, job.directory):
-            render.update(project, job.step.target, trust=job.trust)
+        with render.prepared(job.step.old, job.step.new, job.step.target, scratch):
+            render.update(project, job.step.target, trust=job.trust, answers_file=job.answers_file)
     except render.TrustNeeded as error:
         return Attempt(trust=str(error))
     attempt = Attempt()
@@ -85,36 +149,41 @@ def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
 def statuses(project: Path) -> list[tuple[str, str]]:
     """Git's two letters for each file that changed, its path within the project."""
     listed = git(
-        project, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "."
+        project,
+        "status",
+        "--porcelain",
+        "-z",
+        "--untracked-files=all",
+        "--no-renames",
+        "--ignore-submodules=all",
+        ".",
     )
-    prefix = git(project, "rev-parse", "--show-prefix").strip()
+    prefix = git(project, "rev-parse", "--show-prefix").removesuffix("\n")
     entries = [(entry[:2], entry[3:]) for entry in listed.split("\0") if entry]
     return [(state, name.removeprefix(prefix)) for state, name in entries]
 
 
 def has_markers(file: Path) -> bool:
-    return file.is_file() and any(
-        line.rstrip() in MARKERS for line in file.read_bytes().split(b"\n")
-    )
+    return any(line.rstrip() in MARKERS for line in read_bytes(file).split(b"\n"))
 
 
 def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[Loss]:
     """Words that the service had added to the recorded version's files, and that are gone."""
-    if not any(vanished(project, name) for name in changed):
+    if not any(vanished(project, name, job) for name in changed):
         return []
-    original = scratch / render.PREFIX / job.directory.name
-    with render.prepared(job.step.old, job.step.old, "", job.directory):
-        render.copy(str(job.answers["_src_path"]), original, job.answers, trust=job.trust)
-    return lost_words(project, original, changed)
+    original = scratch / render.PREFIX / file_name(job.directory.name)
+    with render.prepared(job.step.old, job.step.old, "", scratch):
+        render.copy(job.answers, original, trust=job.trust, answers_file=job.answers_file)
+    return lost_words(job, project, original, changed)
 
 
-def lost_words(project: Path, original: Path, changed: list[str]) -> list[Loss]:
+def lost_words(job: Job, project: Path, original: Path, changed: list[str]) -> list[Loss]:
     """The same, where the recorded version is rendered already."""
     lost = []
     for name in changed:
-        words = vanished(project, name)
-        before = read_before(project, name)
-        rendered = read_bytes(original / name)
+        words = vanished(project, name, job)
+        before = read_before(project, name, job)
+        rendered = without_version(name, read_bytes(original / name), job)
         if before == rendered:
             continue
         added = tokens(before) - tokens(rendered)
@@ -125,23 +194,32 @@ def lost_words(project: Path, original: Path, changed: list[str]) -> list[Loss]:
     return lost
 
 
-def vanished(project: Path, name: str) -> Counter[str]:
-    before = read_before(project, name)
+def vanished(project: Path, name: str, job: Job) -> Counter[str]:
+    before = read_before(project, name, job)
     return tokens(before) - tokens(read_bytes(project / name)) if before else Counter()
 
 
-def read_before(project: Path, name: str) -> bytes:
+def read_before(project: Path, name: str, job: Job) -> bytes:
     """A file as the last commit has it, or nothing."""
-    done = subprocess.run(
-        ["git", "cat-file", "blob", f"HEAD:./{name}"], cwd=project, capture_output=True
-    )
-    return done.stdout if done.returncode == 0 else b""
+    try:
+        text = git(project, "cat-file", "blob", f"HEAD:./{name}")
+    except ServiceError:
+        return b""
+    return without_version(name, text.encode("utf-8", "surrogateescape"), job)
+
+
+def without_version(name: str, data: bytes, job: Job) -> bytes:
+    """A file; of the answers, what an update does not write itself."""
+    return VERSION_LINES.sub(b"", data) if name == job.answers_file else data
 
 
 def read_bytes(file: Path) -> bytes:
     if file.is_symlink():
         return os.fsencode(os.readlink(file))
-    return file.read_bytes() if file.is_file() else b""
+    try:
+        return read_within(file.parent, Path(file.name), BYTES)
+    except (OSError, ServiceError):  # it is none
+        return b""
 
 
 def tokens(data: bytes) -> Counter[str]:

@@ -3,15 +3,14 @@
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from trackbed.errors import FleetError, ServiceError
-from trackbed.git import complaint, git
+from trackbed.git import git
 from trackbed.merge import LOCK, Trial, record
-from trackbed.personal import PERSONAL
+from trackbed.personal import git as own_git
 from trackbed.project import Project, names
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -55,9 +54,8 @@ def carry(trial: Trial) -> None:
     with undone_on_failure(trial, [name for name, _ in changes]):
         for name in deleted:
             delete(top, name)
-        own_git(
-            top, "checkout-index", "--force", "-z", "--stdin", input="\0".join(written), env=index
-        )
+        options = ("--force", "-z", "--stdin")
+        own_git(top, "checkout-index", *options, stdin=terminated(written), env=index)
         mark(trial, unmerged)
 
 
@@ -105,27 +103,19 @@ def mark(trial: Trial, unmerged: str) -> None:
             continue
         about, _, name = entry.partition("\t")
         mode, blob, stage = about.split()
-        content = subprocess.run(
-            ["git", "cat-file", "blob", blob],
-            cwd=trial.repository,
-            capture_output=True,
-            check=True,
-        ).stdout
-        done = subprocess.run(
-            ["git", "hash-object", "-w", "--stdin"],
-            cwd=trial.project.top,
-            env=PERSONAL,
-            input=content,
-            capture_output=True,
-            check=True,
-        )
+        content = git(trial.repository, "cat-file", "blob", blob)
+        data = content.encode("utf-8", "surrogateescape")
+        kept = own_git(trial.project.top, "hash-object", "-w", "--stdin", stdin=data).strip()
         if not any(line.endswith(f"\t{name}") for line in lines):
             lines.append(f"0 {'0' * len(blob)}\t{name}")
-        lines.append(f"{mode} {done.stdout.decode().strip()} {stage}\t{name}")
+        lines.append(f"{mode} {kept} {stage}\t{name}")
     if lines:
-        own_git(
-            trial.project.top, "update-index", "-z", "--index-info", input="\0".join(lines) + "\0"
-        )
+        own_git(trial.project.top, "update-index", "-z", "--index-info", stdin=terminated(lines))
+
+
+def terminated(lines: Sequence[str]) -> bytes:
+    """Return lines as git reads them with -z."""
+    return "".join(f"{line}\0" for line in lines).encode("utf-8", "surrogateescape")
 
 
 @contextmanager
@@ -155,25 +145,7 @@ def undone_on_failure(trial: Trial, paths: list[str]) -> Iterator[None]:
             raise
     except InterruptedError:
         pass  # the signal itself ends the command, below
-    except (OSError, subprocess.CalledProcessError, ServiceError) as error:
+    except (OSError, ServiceError) as error:
         raise FleetError(f"nothing is updated: {error}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def own_git(
-    directory: Path, *arguments: str, input: str | None = None, env: dict[str, str] | None = None
-) -> str:
-    """Run git with the settings of whoever runs the command: it is their repository."""
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=directory,
-        env={**PERSONAL, **(env or {})},
-        input=input if input is not None else "",
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-    )
-    if done.returncode:
-        raise ServiceError(complaint(done.stderr) or f"git {arguments[0]} failed")
-    return done.stdout

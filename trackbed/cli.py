@@ -1,14 +1,15 @@
 """The command `trackbed`: one service, and below `fleet` many."""
 
+import io
 import os
 import signal
 import sys
-from types import FrameType
 
 import typer
 
 from trackbed import personal, single
-from trackbed.errors import FleetError
+from trackbed.bounded import stop
+from trackbed.errors import FleetError, ServiceError, printable
 from trackbed.fleet import app as fleet_app
 from trackbed.git import isolate
 
@@ -38,6 +39,21 @@ def enter(directory: single.Directory = None) -> None:
             raise FleetError(f"{directory}: {error.strerror}") from None
 
 
+class Interrupted(BaseException):
+    """A signal that ends the command, after what it has started is ended and removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def interrupt(number: int, frame: object) -> None:
+    """End the programs that run, and with them the threads that wait for them."""
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    stop()
+    raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+
+
 def main() -> None:
     """Run the command `trackbed`."""
     run(app)
@@ -50,25 +66,29 @@ def fleet() -> None:
 
 def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and a code where it is mistaken or interrupted."""
-    personal.shed()
+    personal.remember()
     isolate()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
-    except FleetError as error:
-        print(f"trackbed: {error}", file=sys.stderr)
+    except (FleetError, ServiceError) as error:
+        print(f"trackbed: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    """End as an interrupted command does, so that what was made for a while goes."""
-    sys.exit(128 + number)
+    except OSError as error:
+        print(f"trackbed: {printable(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def update(
     from trackbed.update import update as update_service
 
     def order(job: "Job") -> UpdateJob:
-        return UpdateJob(job, branch or branch_name(job.step.name), test)
+        return UpdateJob(job, branch or branch_name(job), test)
 
     wanted = Wanted(to, release_only=True)
     items = in_each(fleet, wanted, order, update_service, Update, "Updating")

@@ -96,9 +96,12 @@ def with_comma(line: str) -> str:
 
 
 def read(project: Path) -> list[str]:
+    """Return the lines as they are, whatever ends them."""
     file = project / MANIFEST
-    return file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    return (
+        file.read_bytes().decode("utf-8", "surrogateescape").split("\n") if file.is_file() else []
+    )
 
 
 def write(project: Path, lines: list[str]) -> None:
-    (project / MANIFEST).write_text("\n".join(lines), encoding="utf-8")
+    (project / MANIFEST).write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))

@@ -1,16 +1,23 @@
 """Which of the template's own files are not as the recorded version renders them."""
 
+import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from trackbed import render
-from trackbed.attempt import Job, clone, clone_path, read_bytes, workspace
+from trackbed.attempt import Job, clone, clone_path, file_name, read_bytes, workspace
+from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError
+from trackbed.files import directory_within, read_in
 from trackbed.model import Drift
-from trackbed.services import checked_out, where
+from trackbed.services import committed, where
 from trackbed.templates import Ownership
+
+LARGEST = 16 * MEGABYTE
+"""Bytes of a service's file that are compared; a larger one differs."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,14 @@ def examine(drift: DriftJob) -> Drift:
     found = Drift(name=job.service.name, where=where(job.service), version=job.version)
     try:
         with workspace(job) as scratch:
-            project = job.directory
-            if job.service.path and job.service.branch not in (None, checked_out(job.directory)):
-                project = clone(job, clone_path(job, Path(scratch)))
-            rendered = Path(scratch) / render.PREFIX / job.directory.name
-            with render.prepared(job.step.old, job.step.old, "", job.directory):
-                render.copy(str(job.answers["_src_path"]), rendered, job.answers, trust=job.trust)
-            compare(rendered, project, drift.ownership, found)
+            top, inside = job.top, job.inside
+            if committed(job.service, job.directory):
+                top = clone_path(job, Path(scratch))
+                inside = clone(job, top).relative_to(top)
+            rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
+            with render.prepared(job.step.old, job.step.old, "", Path(scratch)):
+                render.copy(job.answers, rendered, trust=job.trust, answers_file=job.answers_file)
+            compare(rendered, top, inside, drift.ownership, found)
     except render.TrustNeeded as error:
         found.problem = f"needs --trust: {error}"
     except ServiceError as error:
@@ -39,31 +47,49 @@ def examine(drift: DriftJob) -> Drift:
     return found
 
 
-def compare(rendered: Path, project: Path, ownership: Ownership, found: Drift) -> None:
+def compare(rendered: Path, top: Path, inside: Path, ownership: Ownership, found: Drift) -> None:
     for file in sorted(rendered.rglob("*")):
         name = file.relative_to(rendered).as_posix()
         if not ownership.owns(name) or (file.is_dir() and not file.is_symlink()):
             continue
-        own = project / name
-        if not own.is_file() and not own.is_symlink():
+        own = own_bytes(top, inside / name)
+        if own is None:
             found.missing.append(name)
-        elif lines(own) != lines(file):
+        elif lines(own) != lines(read_bytes(file)):
             found.changed.append(name)
 
 
-def lines(file: Path) -> bytes:
-    """Its content, however its lines end."""
-    return read_bytes(file).replace(b"\r\n", b"\n")
+def own_bytes(top: Path, name: Path) -> bytes | None:
+    """A service's file; of a link, the text that it is, and of anything else, nothing."""
+    try:
+        with directory_within(top, name.parent) as directory:
+            try:
+                return read_in(directory, name.name, LARGEST)
+            except ServiceError:
+                with suppress(OSError):
+                    return os.fsencode(os.readlink(name.name, dir_fd=directory))
+                return b""
+    except ServiceError:  # a directory is a link
+        return b""
+    except OSError:
+        return None
 
 
-def patch(rendered: Path, project: Path, paths: Sequence[str], scratch: Path) -> str:
+def lines(data: bytes) -> bytes:
+    """A content, however its lines end."""
+    return data.replace(b"\r\n", b"\n")
+
+
+def patch(rendered: Path, top: Path, inside: Path, names: Sequence[str], scratch: Path) -> str:
     """Return what is different in some files, as git prints it; line endings are no difference."""
-    for side, directory in (("template", rendered), ("project", project)):
+    for side in ("template", "project"):
         (scratch / side).mkdir(parents=True)
-        for name in paths:
-            if (directory / name).is_file() or (directory / name).is_symlink():
-                (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
-                (scratch / side / name).write_bytes(lines(directory / name))
+    for name in names:
+        ours, own = read_bytes(rendered / name), own_bytes(top, inside / name)
+        for side, data in (("template", ours), ("project", own)):
+            (scratch / side / name).parent.mkdir(parents=True, exist_ok=True)
+            if data is not None:
+                (scratch / side / name).write_bytes(lines(data))
     options = ("--no-index", "--no-prefix", "--no-ext-diff", "--no-color", "--no-renames")
     done = subprocess.run(
         ["git", "diff", *options, "--", "template", "project"],

@@ -59,7 +59,10 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="for programs; fields are in trackbed/model.py")
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="let templates run their commands, as copier --trust does")
+    bool,
+    typer.Option(
+        "--trust", help="let the template of --template run its commands, as copier --trust does"
+    ),
 ]
 Ownership = Annotated[
     Path | None,
@@ -167,7 +170,11 @@ def update(
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
-    """Update each on a new branch, unless that conflicts or its tests fail. Never pushes."""
+    """Update each on a new branch, unless that conflicts or its tests fail. Never pushes.
+
+    The tests are the service's own code, and run as you: without variables that may hold secrets,
+    for half an hour at most, and with 4 GB of memory each process.
+    """
     from trackbed.update import check_test
 
     check_test(test)
@@ -234,7 +241,10 @@ def fleet_of(
 ) -> Fleet:
     """Raises FleetError: there are no services, or what is named is no template."""
     found = find(paths or [], repos)
-    return Fleet(found, find_template(template, address or []), jobs, trust)
+    own = find_template(template, address or [])
+    if trust and own is None:
+        raise FleetError("--trust is for the template of --template, and of no other")
+    return Fleet(found, own, jobs, trust)
 
 
 def finish(found: Findings[Any], as_json: bool) -> NoReturn:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trackbed.attempt import Job, clone, clone_path, try_update, workspace
+from trackbed.attempt import Job, clone, clone_path, try_update, uncommitted, workspace
 from trackbed.errors import ServiceError
-from trackbed.git import git
 from trackbed.model import Attempt, Forecast, Verdict
 from trackbed.services import where
 
@@ -26,7 +25,7 @@ def predict(job: Job) -> Forecast:
         target=job.step.name,
     )
     try:
-        if job.service.path and git(job.directory, "status", "--porcelain", ".").strip():
+        if uncommitted(job):
             forecast.notes.append("changes that are not committed are left out")
         with workspace(job) as scratch:
             project = clone(job, clone_path(job, Path(scratch)))

@@ -1,79 +1,312 @@
-"""git, without questions, hooks and surprises."""
+"""git, without questions, hooks and surprises.
+
+A service's repository belongs to a stranger: git works in repositories that are made here, which
+borrow the service's objects and have none of its settings. The service's own is opened for names
+of commits only, and for the one branch that an update makes.
+"""
 
 import os
-import subprocess
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from trackbed.errors import ServiceError, one_line
+from trackbed import bounded
+from trackbed.errors import FleetError, ServiceError
+from trackbed.files import read_within
 
 TIMEOUT = 300
+OUTPUT = 64 * bounded.MEGABYTE
+MEMORY = 4096 * bounded.MEGABYTE
+FILE_SIZE = 4096 * bounded.MEGABYTE
+"""Bytes of the largest file that git may write, a pack for one."""
 
 SETTINGS = {
+    # what would run a program
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
+    "core.alternateRefsCommand": "true",
+    "core.pager": "cat",
+    "core.editor": "true",
+    "sequence.editor": "true",
     "commit.gpgSign": "false",
+    "tag.gpgSign": "false",
     "gc.auto": "0",
     "maintenance.auto": "false",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "transfer.bundleURI": "false",
+    "init.templateDir": "",
+    # a directory with HEAD, objects and refs, committed into a service, is no repository
+    "safe.bareRepository": "explicit",
+    # a person's own habits, which would change what an update does
+    "core.attributesFile": os.devnull,
+    "core.excludesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.untrackedCache": "false",
+    "status.showUntrackedFiles": "normal",
+    "merge.conflictStyle": "merge",
     "advice.detachedHead": "false",
+    # an address that never answers
+    "http.lowSpeedLimit": "1000",
+    "http.lowSpeedTime": "30",
 }
+REACHING = re.compile(r"(url|credential|http|user)\..+|core\.(sshcommand|gitproxy|askpass)")
+"""Settings of the person's own that say how repositories are reached, and who commits."""
+
+PROTOCOLS = "file:git:http:https:ssh"
+STRANGERS_PROTOCOLS = "file:https:ssh"
+"""Protocols for an address that only a service names.
+
+It is https or ssh; `file` is for what the person's own `url.*.insteadOf` makes of it.
+"""
+
+ELSEWHERE = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_DEFAULT_HASH",
+    "GIT_DIFF_OPTS",
+    "GIT_DIR",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "GIT_INDEX_FILE",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_TEMPLATE_DIR",
+    "GIT_WORK_TREE",
+}
+PERSONAL = {
+    "GIT_CONFIG_GLOBAL": "TRACKBED_GIT_GLOBAL",
+    "GIT_CONFIG_NOSYSTEM": "TRACKBED_GIT_NOSYSTEM",
+}
+"""Variables with the person's own settings, and where they are kept meanwhile."""
+
+OLDEST = (2, 38)
+"""Version of git that knows safe.bareRepository."""
 
 
 def isolate() -> None:
     """Settings for git in this process and all that it starts, Copier's among them."""
-    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+    for name in ELSEWHERE:
         os.environ.pop(name, None)
-    os.environ["GIT_TERMINAL_PROMPT"] = "0"
-    os.environ["GIT_OPTIONAL_LOCKS"] = "0"
-    os.environ["GIT_LFS_SKIP_SMUDGE"] = "1"
-    os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
-    count = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
-    for number, (key, value) in enumerate(SETTINGS.items(), start=count):
+    os.environ |= {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_PAGER": "cat",
+        "GIT_EDITOR": "true",
+        "GIT_ALLOW_PROTOCOL": PROTOCOLS,
+    }
+    own = reaching()
+    if not any(key == "core.sshcommand" for key, _ in own):
+        os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
+    # those of the caller's variables that reach a repository are among its own as well
+    kept = [*own, *SETTINGS.items()]
+    for number, (key, value) in enumerate(kept):
         os.environ[f"GIT_CONFIG_KEY_{number}"] = key
         os.environ[f"GIT_CONFIG_VALUE_{number}"] = value
-    os.environ["GIT_CONFIG_COUNT"] = str(count + len(SETTINGS))
+    os.environ["GIT_CONFIG_COUNT"] = str(len(kept))
+    for name, kept_as in PERSONAL.items():
+        os.environ.setdefault(kept_as, os.environ.get(name, ""))
+    os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    if bounded.resource:
+        bounded.lower(bounded.resource.RLIMIT_FSIZE, FILE_SIZE)
+        bounded.lower(bounded.resource.RLIMIT_DATA, MEMORY)
+        bounded.lower(bounded.resource.RLIMIT_CORE, 0)
 
 
-def git(directory: Path | None, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """What it prints.
+def reaching() -> list[tuple[str, str]]:
+    """Read the person's own settings that are to be kept, those of no repository."""
+    nowhere = {"GIT_DIR": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        listed = git(None, "config", "--list", "-z", "--includes", env=nowhere)
+    except ServiceError:
+        return []
+    entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
+    return [
+        (key, value if equals else "true")
+        for key, equals, value in entries
+        if REACHING.fullmatch(key)
+    ]
+
+
+def git(
+    directory: Path | None,
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    whole: Mapping[str, str] | None = None,
+    stdin: Path | None = None,
+    output: int = OUTPUT,
+) -> str:
+    """What it prints, with `env` in addition to the environment, or with the `whole` of another.
 
     Raises:
-        ServiceError: it failed; the message is git's own.
+        ServiceError: it failed, took too long or printed too much; the message is git's own.
     """
+    name = next((str(word) for word in arguments if not str(word).startswith("-")), "")
     try:
-        done = subprocess.run(
-            ["git", *arguments],
+        done = bounded.run(
+            ["git", *map(str, arguments)],
             cwd=directory,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=TIMEOUT,
+            env={**(whole or os.environ), "LC_ALL": "C.UTF-8", **(env or {})},
+            stdin=stdin,
+            seconds=TIMEOUT,
+            output=output,
         )
-    except subprocess.TimeoutExpired:
-        raise ServiceError(f"git {arguments[0]} took more than {TIMEOUT} s") from None
-    except OSError as error:
+    except bounded.Exceeded as error:
+        raise ServiceError(f"git {name} {error}") from None
+    except (OSError, ValueError) as error:
         raise ServiceError(f"git cannot be run: {error}") from None
-    if done.returncode:
-        raise ServiceError(complaint(done.stderr) or f"git {arguments[0]} failed")
-    return done.stdout
+    if done.code:
+        said = complaint(done.err.decode("utf-8", "replace"))
+        raise ServiceError(said or f"git {name} failed with code {done.code}")
+    return done.out.decode("utf-8", "surrogateescape")
 
 
 def complaint(stderr: str) -> str:
-    """git's first error: hints follow it."""
-    lines = [line.strip() for line in stderr.splitlines()]
-    for line in lines:
+    """git's first error, with what ssh or a server said before it: hints follow it."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip()]
+    for number, line in enumerate(lines):
         if line.startswith(("fatal: ", "error: ")):
-            return line.split(": ", 1)[1]
-    return one_line(stderr) if stderr.strip() else ""
+            said = line.split(": ", 1)[1]
+            if number and said.startswith("Could not read from remote repository"):
+                return lines[number - 1]
+            return said
+    return lines[-1] if lines else ""
+
+
+@cache
+def require_git() -> None:
+    """Raises FleetError: git is missing, or so old that it opens what a service commits."""
+    try:
+        said = git(None, "version")
+    except ServiceError as error:
+        raise FleetError(str(error)) from None
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if found and (int(found[1]), int(found[2])) < OLDEST:
+        raise FleetError(f"git {OLDEST[0]}.{OLDEST[1]} or newer is needed: this is {said.strip()}")
 
 
 def commit_of(repository: Path, revision: str) -> str | None:
     """The full hash of the commit that a revision names, if there is one."""
-    if not revision or revision.startswith("-") or "\n" in revision:
+    if not revision or revision.startswith("-") or not revision.isprintable():
         return None
     try:
-        return git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+        return git(
+            repository,
+            *at(repository),
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            f"{revision}^{{commit}}",
+        ).strip()
+    except ServiceError:
+        return None
+
+
+def at(repository: Path) -> list[str]:
+    """The option that opens this repository, and none that git finds in or above it."""
+    inner = repository / ".git"
+    return [f"--git-dir={inner if inner.exists() else repository}"]
+
+
+# A service's own repository
+
+
+def of_its_own(top: Path, *arguments: str) -> str:
+    """Ask about names of commits and of files, which runs nothing, in a service's repository."""
+    return git(top, f"--git-dir={top / '.git'}", *arguments)
+
+
+def own_path(top: Path, name: str) -> Path:
+    """Find one of git's own files in a service's repository, which may be a worktree."""
+    asked = of_its_own(top, "rev-parse", "--path-format=absolute", "--git-path", name)
+    return Path(asked.removesuffix("\n"))
+
+
+def tip(top: Path, branch: str | None = None) -> str:
+    """The full hash of a branch's last commit, or of the one that is checked out.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    name = f"refs/heads/{branch}" if branch else "HEAD"
+    try:
+        return of_its_own(top, "rev-parse", "--verify", "--quiet", name).strip()
+    except ServiceError as error:
+        if "failed with code" not in str(error):
+            raise
+        missing = f"there is no branch {branch}" if branch else "there is no commit"
+        raise ServiceError(missing) from None
+
+
+def borrow(top: Path, directory: Path, commit: str) -> Path:
+    """Make a repository with a commit of a service's, and with no setting of its own.
+
+    Returns:
+        The repository's directory of git, without files that are checked out.
+
+    Raises:
+        ServiceError: the service's repository cannot be read.
+    """
+    if "\n" in str(top):
+        raise ServiceError("its path has a line break")
+    kind = of_its_own(top, "rev-parse", "--show-object-format").strip()
+    objects, shallow = own_path(top, "objects"), own_path(top, "shallow")
+    git(
+        None, "init", "--quiet", f"--object-format={kind}", "--initial-branch=main", "--", directory
+    )
+    inner = directory / ".git"
+    (inner / "info").mkdir(exist_ok=True)
+    (inner / "objects" / "info" / "alternates").write_bytes(os.fsencode(f"{objects}\n"))
+    with suppress(OSError):
+        commits = read_within(shallow.parent, Path("shallow"), OUTPUT)
+        (inner / "shallow").write_bytes(commits)
+    git(directory, f"--git-dir={inner}", "update-ref", "refs/heads/main", commit)
+    return inner
+
+
+CHECKOUT = ("core.autocrlf", "core.eol", "core.filemode", "core.ignorecase", "core.symlinks")
+"""Settings that say how files were checked out, and that run nothing."""
+
+
+def own_settings(top: Path) -> dict[str, str]:
+    """Read the settings of a service's repository, as data: none of them takes effect."""
+    file = of_its_own(top, "rev-parse", "--path-format=absolute", "--git-path", "config")
+    with suppress(ServiceError):
+        listed = git(
+            None, "config", f"--file={file.removesuffix(chr(10))}", "--list", "-z", "--no-includes"
+        )
+        entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
+        return {key: value if equals else "true" for key, equals, value in entries}
+    return {}
+
+
+def checkout_settings(top: Path) -> list[str]:
+    """Options by which a status is as the person's own git would have it."""
+    own = own_settings(top)
+    given = {"core.autocrlf": personal("core.autocrlf") or "false"}
+    given |= {key: own[key] for key in CHECKOUT if key in own}
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    given["core.excludesfile"] = personal("core.excludesfile") or f"{home}/git/ignore"
+    return [word for key, value in given.items() for word in ("-c", f"{key}={value}")]
+
+
+@cache
+def personal(key: str) -> str | None:
+    """Read a setting of the person's own, of no repository."""
+    env = {name: value for name, value in os.environ.items() if name not in PERSONAL}
+    env |= {name: os.environ[kept] for name, kept in PERSONAL.items() if os.environ.get(kept)}
+    env |= {"GIT_CONFIG_COUNT": "0", "GIT_DIR": os.devnull}
+    try:
+        return git(None, "config", "--get", key, whole=env).removesuffix("\n")
     except ServiceError:
         return None

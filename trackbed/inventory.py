@@ -5,22 +5,29 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from trackbed.errors import ServiceError
+from trackbed.addresses import relative_hint, shown
+from trackbed.errors import ServiceError, unexpected
 from trackbed.model import Inventory, Service
 from trackbed.releases import as_version, behind, final, recognize
-from trackbed.services import open_repository, read_answers, shown, where
-from trackbed.templates import Catalogue, relative_hint
+from trackbed.services import find_answers, open_repository, where
+from trackbed.templates import Catalogue
 
 
 def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[Inventory]:
     """One entry a service, in their order."""
-    here = [service for service in services if service.url is None]
-    remote = [service for service in services if service.url is not None]
+    read_one = partial(attempt_read, catalogue=catalogue)
+    files = [service for service in services if not (service.url or service.branch)]
+    others = [service for service in services if service.url or service.branch]
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        fetched = dict(zip(remote, pool.map(attempt_read, remote), strict=True))
-    read = {**{service: attempt_read(service) for service in here}, **fetched}
+        asked = dict(zip(others, pool.map(read_one, others), strict=True))
+    read = {**{service: read_one(service) for service in files}, **asked}
+    catalogue.look_up(
+        (str(answers["_src_path"]), directory)
+        for directory, answers in filter(is_read, read.values())
+        if answers.get("_src_path")
+    )
     today = datetime.now(UTC).date()
     return [describe(service, read[service], catalogue, today) for service in services]
 
@@ -28,12 +35,18 @@ def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[I
 Read = tuple[Path, dict[str, Any]] | ServiceError
 
 
-def attempt_read(service: Service) -> Read:
+def is_read(read: Read) -> TypeGuard[tuple[Path, dict[str, Any]]]:
+    return not isinstance(read, ServiceError)
+
+
+def attempt_read(service: Service, catalogue: Catalogue) -> Read:
     try:
         directory = open_repository(service)
-        return directory, read_answers(service, directory)
+        return directory, find_answers(service, directory, catalogue.ours)[1]
     except ServiceError as error:
         return error
+    except Exception as error:  # one service never stops the others
+        return unexpected(error)
 
 
 def describe(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:
@@ -71,6 +84,6 @@ def describe(service: Service, read: Read, catalogue: Catalogue, today: date) ->
 
 def comparable(item: Inventory) -> str | None:
     """The version as PEP 440 has it: commits after a release are a post-release."""
-    if item.version is None or as_version(item.version) is None:
-        return None
+    if item.unknown or item.version is None or as_version(item.version) is None:
+        return None  # whatever a service writes there, nobody has seen such a release
     return f"{item.version}.post{item.distance}" if item.distance else item.version

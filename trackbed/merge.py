@@ -2,23 +2,22 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from trackbed import dependencies, render
-from trackbed.attempt import has_markers, lost_words, statuses
+from trackbed import bounded, dependencies, personal, render
+from trackbed.attempt import Job, file_name, has_markers, lost_words, statuses
 from trackbed.errors import FleetError, one_line
-from trackbed.git import git
-from trackbed.model import Loss
-from trackbed.personal import PERSONAL
+from trackbed.git import borrow, git, tip
+from trackbed.model import Loss, Service
 from trackbed.project import Origin, Project, names
 from trackbed.templates import Step
 
 LOCK = "uv.lock"
 MANIFEST = "pyproject.toml"
+LOCK_SECONDS = 900
 FAR = "30%"
 """Part of a file that has to be the same for it to have moved."""
 
@@ -60,17 +59,27 @@ class Trial:
         self, project: Project, origin: Origin, step: Step, data: Mapping[str, str], scratch: Path
     ) -> None:
         self.project = project
-        self.step = step
+        self.head = tip(project.top)
+        self.job = Job(
+            service=Service(project.directory.name, str(project.directory)),
+            directory=project.directory,
+            top=project.top,
+            answers=project.answers,
+            version=origin.version,
+            step=step,
+            trust=False,
+            workspace=scratch,
+            commit=self.head,
+            answers_file=project.answers_file,
+        )
         self.data = data
         self.scratch = scratch
         self.ownership = origin.ownership(step)
-        self.inside = project.directory.relative_to(project.top)
         # a template may name things after the directory
-        self.repository = scratch / "clone" / project.top.name
-        self.directory = self.repository / self.inside
-        self.original = scratch / render.PREFIX / project.directory.name
+        self.repository = scratch / "clone" / file_name(project.top.name)
+        self.directory = self.repository / self.job.inside
+        self.original = scratch / render.PREFIX / file_name(project.directory.name)
         self.merged = Merged(version=origin.version, target=step.name)
-        self.head = git(project.top, "rev-parse", "HEAD").strip()
 
     def run(self, *, lock: bool) -> Merged:
         """Update the clone, and look at what has become of the service's own edits.
@@ -79,11 +88,10 @@ class Trial:
             FleetError: it cannot be done; the line says why.
         """
         self.clone()
-        with self.copier(self.step.old, ""):
+        with self.copier():
             render.copy(
-                self.project.source,
-                self.original,
                 self.project.answers,
+                self.original,
                 trust=False,
                 answers_file=self.project.answers_file,
             )
@@ -96,32 +104,32 @@ class Trial:
         merged = self.merged
         merged.conflicts = self.conflicts()
         merged.changed = [name for _, name in statuses(self.directory)]
-        written = [name for name in merged.changed if name != self.project.answers_file]
-        merged.lost = lost_words(self.directory, self.original, written)
+        merged.lost = lost_words(self.job, self.directory, self.original, merged.changed)
         if lock and MANIFEST in merged.changed and (where := self.lock_file()):
             merged.lock = self.renew_lock(where)
+            merged.changed = [name for _, name in statuses(self.directory)]
         return merged
 
     def clone(self) -> None:
         """Make the clone; links are plain files in it, so that nothing is written through them."""
-        options = ["--quiet", "--shared", "--no-tags", "--no-checkout", "--config"]
-        source, target = str(self.project.top), str(self.repository)
-        git(None, "clone", *options, "core.symlinks=false", "--", source, target)
-        git(self.repository, "checkout", "--quiet", "--detach", self.head)
+        borrow(self.project.top, self.repository, self.head)
+        git(self.repository, "config", "core.symlinks", "false")
+        git(self.repository, "reset", "--quiet", "--hard")
         if not (self.directory / self.project.answers_file).is_file():
             raise FleetError(f"the last commit has no {self.project.answers_file}: commit it")
 
-    def copier(self, new: Path, target: str) -> Any:
-        return render.prepared(self.step.old, new, target, self.project.directory)
+    def copier(self) -> AbstractContextManager[None]:
+        step = self.job.step
+        return render.prepared(step.old, step.new, step.target, self.scratch)
 
     def update(self) -> None:
         try:
-            with self.copier(self.step.new, self.step.target):
+            with self.copier():
                 render.update(
                     self.directory,
-                    self.step.target,
+                    self.job.step.target,
                     trust=False,
-                    data=dict(self.data),
+                    data=self.data,
                     answers_file=self.project.answers_file,
                 )
         except render.TrustNeeded as error:
@@ -139,7 +147,7 @@ class Trial:
         if own := dependencies.set_aside(self.directory, self.original):
             record(self.repository, "The template's dependencies only")
             self.update()
-            git(self.repository, "update-ref", "--no-deref", "HEAD", self.head)
+            git(self.repository, "update-ref", "HEAD", self.head)
         settled = MANIFEST not in self.conflicts()
         if not (own and settled and dependencies.put_back(self.directory, own)):
             shutil.rmtree(self.repository)
@@ -174,7 +182,8 @@ class Trial:
             FleetError: a whole directory of the template's is.
         """
         rendered = tree_of(self.original, self.repository, self.scratch)
-        where = f"{self.head}:{self.inside.as_posix()}" if self.inside.parts else self.head
+        inside = self.job.inside
+        where = f"{self.head}:{inside.as_posix()}" if inside.parts else self.head
         options = ["-r", "-z", f"-M{FAR}", "--diff-filter=DR", "-l0"]
         entries = iter(git(self.repository, "diff-tree", *options, rendered, where).split("\0"))
         gone: dict[str, str] = {}
@@ -228,24 +237,23 @@ class Trial:
         uv = os.environ.get("UV") or shutil.which("uv")
         if uv is None:
             return "uv is not installed; run uv lock"
-        env = {name: value for name, value in PERSONAL.items() if name != "VIRTUAL_ENV"}
+        env = {name: value for name, value in personal.environment.items() if name != "VIRTUAL_ENV"}
         before = file.read_bytes()
         try:
-            done = subprocess.run(
+            done = bounded.run(
                 [uv, "lock", "--quiet", "--no-progress"],
                 cwd=self.directory,
                 env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=900,
+                seconds=LOCK_SECONDS,
+                output=bounded.MEGABYTE,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"uv lock could not be run: {error}"
-        if done.returncode:
+        except (OSError, bounded.Exceeded) as error:
+            return f"uv lock failed: {error}; run it"
+        if file.parent != self.directory:  # the service is no member of what is locked there
+            (self.directory / LOCK).unlink(missing_ok=True)
+        if done.code:
             file.write_bytes(before)
-            return f"uv lock failed: {one_line(done.stderr)}"
+            return f"uv lock failed: {one_line(done.err.decode('utf-8', 'replace'))}"
         return None
 
 

@@ -187,8 +187,18 @@ class Findings(Generic[Kind]):
             "ok": self.ok,
             "summary": self.summary,
             "target": self.target,
-            "services": [asdict(item) for item in self.items],
+            "services": [as_dict(item) for item in self.items],
         }
+
+
+def as_dict(item: Item) -> dict[str, Any]:
+    """Its fields; answers are not copied, of which there are many."""
+    return {
+        name: [asdict(one) if isinstance(one, Loss | Violation) else one for one in value]
+        if isinstance(value, list)
+        else value
+        for name, value in vars(item).items()
+    }
 
 
 def now() -> str:

@@ -22,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 from trackbed.errors import FleetError
 from trackbed.inventory import comparable
 from trackbed.model import Inventory, Policy, Violation
+from trackbed.releases import as_version
 
 VALUE = r'"[^"]*"|[\w./:+-]+'
 LIST = rf"\[\s*(?:(?:{VALUE})\s*(?:,\s*(?:{VALUE})\s*)*)?\]"
@@ -69,10 +70,8 @@ class Condition:
                 return not isinstance(answer, list) or self.values[0] not in map(text, answer)
 
     def in_order(self, answer: Any) -> bool:
-        try:
-            return ORDER[self.operator](Version(text(answer)), Version(self.values[0]))
-        except InvalidVersion:
-            return False
+        found = as_version(text(answer))
+        return found is not None and ORDER[self.operator](found, Version(self.values[0]))
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,10 @@ def same(answer: Any, value: str) -> bool:
         return [text(item) for item in answer] == [value]
     if text(answer) == value:
         return True
-    try:
-        return not isinstance(answer, str) and Version(text(answer)) == Version(value)
-    except InvalidVersion:
+    if isinstance(answer, str):
         return False
+    found = as_version(text(answer))
+    return found is not None and found == as_version(value)
 
 
 def read_rules(file: Path) -> list[Rule]:

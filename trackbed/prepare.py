@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trackbed import parallel
+from trackbed.addresses import relative_hint
 from trackbed.attempt import Job
-from trackbed.errors import ServiceError
+from trackbed.errors import ServiceError, unexpected
 from trackbed.model import Item, Service
 from trackbed.releases import recognize
-from trackbed.services import open_repository, read_answers, top, where
-from trackbed.templates import Commits, Fleet, Step, relative_hint
+from trackbed.services import find_answers, last_commit, open_repository, top, where
+from trackbed.templates import Commits, Fleet, Step, Template
 
 Result = TypeVar("Result", bound=Item)
 Task = TypeVar("Task")
@@ -35,6 +37,17 @@ class Wanted:
     working_tree: bool = False
     release_only: bool = False
     stay: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A service whose answers are read, and the commit that it is at, or why there is none."""
+
+    service: Service
+    directory: Path
+    commit: str | ServiceError
+    answers_file: str
+    answers: dict[str, Any]
 
 
 def in_each(
@@ -78,37 +91,57 @@ def prepare(fleet: Fleet, wanted: Wanted, directory: Path) -> list[Job | Service
     if fleet.template and not wanted.stay:
         commits.require_target(wanted.to)
     with ThreadPoolExecutor(fleet.jobs) as pool:
-        opened = list(pool.map(read, fleet.services))
-    prepared: list[Job | ServiceError] = []
-    for service, found in zip(fleet.services, opened, strict=True):
-        if isinstance(found, ServiceError):
-            prepared.append(found)
-            continue
-        repository, answers = found
-        try:
-            step = find_step(commits, repository, answers, wanted)
-            version = recognize(answers["_commit"], ()).version
-            prepared.append(
-                Job(
-                    service=service,
-                    directory=repository,
-                    top=top(repository),
-                    answers=answers,
-                    version=version or str(answers["_commit"]),
-                    step=step,
-                    trust=fleet.trust,
-                    workspace=directory,
-                )
-            )
-        except ServiceError as error:
-            prepared.append(error)
-    return prepared
+        opened = list(pool.map(partial(read, template=fleet.template), fleet.services))
+    commits.sources.find_all(
+        (str(found.answers["_src_path"]), found.directory)
+        for found in opened
+        if isinstance(found, Opened) and found.answers.get("_src_path")
+    )
+    return [
+        found if isinstance(found, ServiceError) else prepare_one(fleet, commits, found, wanted)
+        for found in opened
+    ]
 
 
-def read(service: Service) -> tuple[Path, dict[str, Any]] | ServiceError:
+def prepare_one(
+    fleet: Fleet, commits: Commits, found: Opened, wanted: Wanted
+) -> Job | ServiceError:
+    try:
+        step = find_step(commits, found.directory, found.answers, wanted)
+        recorded = str(found.answers["_commit"])
+        return Job(
+            service=found.service,
+            directory=found.directory,
+            top=top(found.directory),
+            answers=found.answers,
+            version=recognize(recorded, ()).version or recorded,
+            step=step,
+            trust=fleet.trust and step.own,
+            workspace=commits.directory,
+            commit=found.commit,
+            answers_file=found.answers_file,
+        )
+    except ServiceError as error:
+        return error
+
+
+def read(service: Service, template: Template | None) -> Opened | ServiceError:
+    def ours(address: str, base: Path) -> bool:
+        return template is not None and template.named(address, base)
+
     try:
         repository = open_repository(service)
-        return repository, read_answers(service, repository)
+        name, answers = find_answers(service, repository, ours)
+        return Opened(service, repository, commit_or_reason(service, repository), name, answers)
+    except ServiceError as error:
+        return error
+    except Exception as error:  # one service never stops the others
+        return unexpected(error)
+
+
+def commit_or_reason(service: Service, repository: Path) -> str | ServiceError:
+    try:
+        return last_commit(service, repository)
     except ServiceError as error:
         return error
 
@@ -121,8 +154,7 @@ def find_step(commits: Commits, repository: Path, answers: dict[str, Any], wante
     source, recorded = str(answers["_src_path"]), str(answers["_commit"])
     try:
         if wanted.stay:
-            current = commits.current(source, repository, recorded)
-            return Step(current, current, "", recorded)
+            return commits.current(source, repository, recorded)
         return commits.step(source, repository, recorded, wanted.to)
     except ServiceError as error:
         raise ServiceError(f"{error}{relative_hint(source)}") from None

@@ -10,11 +10,12 @@ from typing import Any
 
 from packaging.version import Version
 
+from trackbed.addresses import expanded, is_url, normalized
 from trackbed.errors import FleetError, ServiceError
 from trackbed.model import Release, Service
 from trackbed.releases import Recorded, final, recognize, tagged_releases
-from trackbed.services import read_answers, shown, top
-from trackbed.templates import Commits, Ownership, Step, Template, expanded, is_url, read_ownership
+from trackbed.services import read_answers, top
+from trackbed.templates import Commits, Ownership, Step, Template, read_ownership
 
 ANSWERS_FILES = ".copier-answers*.y*ml"
 
@@ -104,8 +105,9 @@ class Origin:
         self.project = project
         address = expanded(project.source)
         if not is_url(address):
-            address = str((project.directory / Path(address).expanduser()).resolve())
-        self.commits = Commits(scratch, Template(address, frozenset([project.source])))
+            address = normalized(address, project.directory)
+        names = frozenset([project.source, address, normalized(address)])
+        self.commits = Commits(scratch, Template(address, names))
         self.mirror = self.commits.mirror(project.source, project.directory)
 
     @cached_property
@@ -166,8 +168,7 @@ def opened(project: Project) -> Iterator[tuple[Origin, Path]]:
         try:
             yield Origin(project, scratch), scratch
         except ServiceError as error:
-            message = str(error).replace(project.source, shown(project.source))
-            raise FleetError(message) from None
+            raise FleetError(str(error)) from None
 
 
 def names(paths: Sequence[str], limit: int = 5) -> str:

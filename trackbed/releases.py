@@ -3,18 +3,21 @@
 import re
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from trackbed.errors import FleetError
-from trackbed.git import git
+from trackbed.git import at, git
 from trackbed.model import Release
 
-DESCRIBED = re.compile(r"(?P<tag>.+)-(?P<distance>\d+)-g(?P<hash>[0-9a-f]{4,64})")
+DESCRIBED = re.compile(r"(?P<tag>.+)-(?P<distance>[0-9]{1,6})-g(?P<hash>[0-9a-f]{4,64})")
 HASH = re.compile(r"[0-9a-f]{7,64}")
+LENGTH = 100
+"""Characters of a version that is taken for one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Recorded:
 
 def as_version(text: str) -> Version | None:
     try:
-        return Version(text)
-    except InvalidVersion:
+        return Version(text) if len(text) <= LENGTH else None
+    except ValueError:  # as for a number of more digits than Python reads
         return None
 
 
@@ -58,21 +61,34 @@ def read_releases(file: Path) -> list[Release]:
     return sorted(releases, key=lambda release: Version(release.version))
 
 
-FORMAT = "%(refname:short)%00%(objectname)%00%(*objectname)%00%(creatordate:short)%00%(subject)"
+FORMAT = "%00".join(
+    [
+        "%(refname:short)",
+        "%(objecttype) %(objectname)",
+        "%(*objecttype) %(*objectname)",
+        "%(creatordate:short)",
+        "%(subject)",
+    ]
+)
 
 
 def tagged_releases(repository: Path) -> list[Release]:
-    """The releases of a template that says them with tags only.
+    """The releases of a template that says them with tags only; tags of no commit are none.
 
     Raises:
         ServiceError: it is no repository.
     """
     releases = []
-    for line in git(repository, "for-each-ref", "refs/tags", f"--format={FORMAT}").splitlines():
-        tag, own, tagged, day, summary = line.split("\0")
-        if as_version(tag):
-            commit = tagged or own
-            releases.append(Release(tag, commit, date.fromisoformat(day), summary))
+    listed = git(repository, *at(repository), "for-each-ref", "refs/tags", f"--format={FORMAT}")
+    for line in listed.split("\n"):
+        tag, _, rest = line.partition("\0")
+        if not rest or as_version(tag) is None:
+            continue
+        own, tagged, day, summary = rest.split("\0", 3)
+        kind, _, commit = (tagged if tagged.strip() else own).partition(" ")
+        with suppress(ValueError):  # a time that no calendar has
+            if kind == "commit":
+                releases.append(Release(tag, commit, date.fromisoformat(day), summary))
     return sorted(releases, key=lambda release: Version(release.version))
 
 
@@ -81,12 +97,14 @@ def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
     if recorded is None or not str(recorded).strip():
         return Recorded(unknown="no _commit: made from a directory without git")
     text = str(recorded).strip()
+    if len(text) > 2 * LENGTH:
+        return Recorded(unknown=f"{text[:LENGTH]}... is no version")
     distance = 0
     if match := DESCRIBED.fullmatch(text):
         text, distance = match["tag"], int(match["distance"])
     version = as_version(text)
     for release in releases:
-        if version == Version(release.version):
+        if version is not None and version == Version(release.version):
             return Recorded(release, release.version, distance)
     if HASH.fullmatch(text):
         for release in releases:
@@ -96,7 +114,10 @@ def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
     if version is None:
         return Recorded(unknown=f"{text} is no version")
     plain = text.removeprefix("v")
-    return Recorded(None, plain, distance, f"{plain} is not among the known releases")
+    unknown = f"{plain} is not among the known releases"
+    if releases:  # somebody has written it there
+        return Recorded(unknown=unknown)
+    return Recorded(None, plain, distance, unknown)
 
 
 def behind(recorded: Recorded, releases: Sequence[Release]) -> int | None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -75,8 +76,10 @@ def patched(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
+def prepared(old: Path, new: Path, target: str, scratch: Path) -> Iterator[None]:
     """Let Copier take the commits of a template from where they are checked out already.
+
+    What it makes for itself meanwhile, it makes below `scratch`.
 
     For an update it clones the template four times, compiles every name and file three times, and
     asks git for every file whether modes count, which on POSIX they do. Here it is once for
@@ -86,17 +89,22 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
     def clone(url: str, ref: str = "HEAD", location: str | None = None) -> str:
         return str(new if ref == target else old)
 
+    def is_git(url: str) -> str:
+        return url  # Copier would open a directory of that name to see
+
     def leave_mode(worker: Any, path: Path, mode: int) -> None:
         pass
 
     try:
         with (
             patched(copier_template, "clone", clone),
+            patched(copier_template, "get_repo", is_git),
+            patched(tempfile, "tempdir", str(scratch)),
             patched(jinja2.Environment, "compile", compile_once),
             patched(copier_main.Worker, "_sync_git_index_executable_bit", leave_mode)
             if os.name == "posix"
             else nullcontext(),
-            chdir(base),  # `_src_path` may be relative to the project
+            chdir(scratch),
             warnings.catch_warnings(),
             redirect_stdout(io.StringIO()),
             redirect_stderr(io.StringIO()),
@@ -107,29 +115,43 @@ def prepared(old: Path, new: Path, target: str, base: Path) -> Iterator[None]:
         raise TrustNeeded(str(error).partition("\n")[0]) from None
     except (CopierError, OSError, ValueError, TypeError) as error:
         raise ServiceError(f"Copier: {one_line(error)}") from None
+    except MemoryError:
+        raise ServiceError("Copier: it takes more memory than a service may") from None
     except Exception as error:  # Jinja's and git's own, and whatever a template makes Copier raise
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
-def update(project: Path, target: str, *, trust: bool, **options: Any) -> None:
+def update(
+    project: Path,
+    target: str,
+    *,
+    trust: bool,
+    answers_file: str,
+    data: Mapping[str, str] | None = None,
+) -> None:
     copier.run_update(
-        project, vcs_ref=target, defaults=True, overwrite=True, quiet=True, unsafe=trust, **options
+        project,
+        data=dict(data or {}),
+        vcs_ref=target,
+        answers_file=answers_file,
+        defaults=True,
+        overwrite=True,
+        quiet=True,
+        unsafe=trust,
     )
 
 
-def copy(
-    source: str, destination: Path, recorded: Mapping[str, Any], *, trust: bool, **options: Any
-) -> None:
+def copy(recorded: Mapping[str, Any], destination: Path, *, trust: bool, answers_file: str) -> None:
     """What a commit renders with the answers that an answers file has; its tasks are not run."""
     copier.run_copy(
-        source,
+        str(recorded["_src_path"]),
         destination,
         data={key: value for key, value in recorded.items() if not key.startswith("_")},
         vcs_ref=str(recorded["_commit"]),
+        answers_file=answers_file,
         defaults=True,
         overwrite=True,
         quiet=True,
         skip_tasks=True,
         unsafe=trust,
-        **options,
     )

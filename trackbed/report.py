@@ -14,10 +14,10 @@ from typing import Any
 
 from packaging.version import Version
 
+from trackbed.addresses import shown
 from trackbed.errors import FleetError
 from trackbed.model import Drift, Findings, Forecast, Inventory, Policy, Release, now
 from trackbed.releases import as_version, final
-from trackbed.services import shown
 from trackbed.show import plain
 from trackbed.templates import Template
 

@@ -5,19 +5,34 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
+from trackbed.addresses import is_url, shown
 from trackbed.errors import FleetError, ServiceError
-from trackbed.git import git
+from trackbed.files import directory_within, read_in, read_within
+from trackbed.git import at, borrow, git, tip
 from trackbed.model import Service
 
 ANSWERS = ".copier-answers.yml"
+ANSWERS_NAME = re.compile(r"\.copier-answers(\.[\w-]+)*\.ya?ml")
+ANSWERS_SIZE = 256 * 1024
+VALUES = 10_000
+"""Maximum number of values in an answers file, each counted as often as it is referred to."""
+DEPTH = 20
+LEVELS = 100
+NESTING = (b"[", b"{", b"-", b"?")
+FEW = 400
+"""Number of signs that open a level, up to which a document cannot be dangerously deep."""
+HEAD_SIZE = 1000
+LATEST = "refs/trackbed/latest"
+"""Name, in a clone of the cache, of the commit that the address had last."""
+
 KEYS = {"name", "path", "url", "branch"}
 
 YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,19 +64,28 @@ def distinct(services: Sequence[Service]) -> list[Service]:
     ]
 
 
-def is_url(text: str) -> bool:
-    return "://" in text or bool(re.match(r"[\w.-]+@[\w.-]+:", text))
-
-
 def expand(text: str) -> Iterable[Service]:
     """A service, or those in a directory that is none itself."""
     if is_url(text):
         return [Service(PurePosixPath(text.rstrip("/")).name.removesuffix(".git"), url=text)]
     path = Path(os.path.abspath(Path(text).expanduser()))
-    if not path.is_dir() or (path / ".git").exists() or (path / ANSWERS).exists():
+    if not path.is_dir() or answers_files(path):
         return [local(path)]
-    inside = [child for child in sorted(path.iterdir()) if (child / ".git").exists()]
+    one = os.path.lexists(path / ".git")  # whose directories may be services
+    inside = [
+        child
+        for child in sorted(path.iterdir())
+        if (not one and os.path.lexists(child / ".git")) or answers_files(child)
+    ]
     return [local(child) for child in inside] or [local(path)]
+
+
+def answers_files(path: Path) -> list[str]:
+    """The names of the answers files in a directory: one a template that it was made from."""
+    try:
+        return sorted(filter(ANSWERS_NAME.fullmatch, os.listdir(path)))
+    except OSError:
+        return []
 
 
 def local(path: Path) -> Service:
@@ -109,20 +133,12 @@ def resolve(service: Service, base: Path) -> Service:
     return Service(service.name, path, None, service.branch)
 
 
-def shown(address: str) -> str:
-    """An address without its user and password."""
-    parts = urlsplit(address)
-    if parts.scheme and "@" in parts.netloc:
-        return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
-    return address
-
-
 def where(service: Service) -> str:
     place = service.path or shown(service.url or "")
     return f"{place}#{service.branch}" if service.branch else place
 
 
-def cache() -> Path:
+def cache_directory() -> Path:
     """Where clones of addresses are kept: TRACKBED_FLEET_CACHE, or the user's cache."""
     if chosen := os.environ.get("TRACKBED_FLEET_CACHE"):
         return Path(chosen)
@@ -140,32 +156,52 @@ def open_repository(service: Service) -> Path:
     path = Path(service.path or "")
     if not path.is_dir():
         raise ServiceError("no such directory")
+    if link := committed_link(path):
+        raise ServiceError(f"{link} is a symbolic link in a repository: not followed")
     top(path)
     return path
+
+
+def committed_link(path: Path) -> str | None:
+    """The name of a link on the way to a directory that stands in a repository."""
+    if path.is_symlink() and any((above / ".git").exists() for above in path.parents):
+        return path.name
+    return link_above(path.parent)
+
+
+@cache
+def link_above(path: Path) -> str | None:
+    return None if path == path.parent else committed_link(path)
 
 
 def top(path: Path) -> Path:
     """The root of the repository that a directory is in."""
     for directory in (path, *path.parents):
-        if (directory / ".git").exists():
+        if os.path.lexists(directory / ".git"):
             return directory
     raise ServiceError("not a git repository")
 
 
 def clone(url: str, branch: str | None) -> Path:
-    """The newest commit of an address, in the cache."""
+    """The newest commit of an address, in the cache. No file of it is checked out."""
     key = sha256(f"{url}#{branch}".encode()).hexdigest()[:12]
     name = re.sub(r"\W+", "-", PurePosixPath(url.rstrip("/")).stem).strip("-")
-    directory = cache() / f"{name}-{key}"
+    directory = cache_directory() / f"{name}-{key}"
+    options = ["--quiet", "--depth=1", "--no-tags", "--force", "--no-write-fetch-head"]
+    refspec = f"{f'refs/heads/{branch}' if branch else 'HEAD'}:{LATEST}"
+
+    def fetch(into: Path) -> None:
+        git(into, *at(into), "fetch", *options, "--", url, refspec)
+
     if (directory / ".git").is_dir():
-        git(directory, "fetch", "--quiet", "--depth=1", "--no-tags", "origin", branch or "HEAD")
-        git(directory, "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
+        fetch(directory)
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--quiet", "--depth=1", "--no-tags"] + (["--branch", branch] if branch else [])
     with tempfile.TemporaryDirectory(dir=directory.parent) as staging:
         fresh = Path(staging) / "clone"
-        git(None, "clone", *options, "--", url, str(fresh))
+        git(None, "init", "--quiet", "--", fresh)
+        git(fresh, *at(fresh), "remote", "add", "--", "origin", url)
+        fetch(fresh)
         try:
             fresh.rename(directory)
         except OSError:  # another process was first
@@ -174,43 +210,211 @@ def clone(url: str, branch: str | None) -> Path:
     return directory
 
 
-def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict[str, Any]:
-    """What was answered, with `_src_path` and `_commit`.
+def last_commit(service: Service, directory: Path) -> str:
+    """The full hash of the commit that a service is at.
 
     Raises:
-        ServiceError: there is no answers file, or it cannot be read.
+        ServiceError: there is none.
     """
+    if service.url:
+        return git(directory, *at(directory), "rev-parse", "--verify", LATEST).strip()
+    return tip(top(directory), service.branch)
+
+
+def committed(service: Service, directory: Path) -> bool:
+    """Whether what counts is a commit, and not the files that are checked out."""
+    if service.url:
+        return True
+    return service.branch is not None and service.branch != checked_out(directory)
+
+
+Ours = Callable[[str, Path], bool]
+
+
+def find_answers(
+    service: Service, directory: Path, ours: Ours | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The answers to the template that is asked about, and the name of their file.
+
+    Args:
+        service: the service.
+        directory: where it is.
+        ours: says if an address, in a directory, is the template's.
+
+    Raises:
+        ServiceError: there are none, or there are several and none is to be preferred.
+    """
+    if committed(service, directory):
+        return committed_answers(service, directory, ours)
+    root = top(directory)
     try:
-        if service.path and service.branch and service.branch != checked_out(directory):
-            inside = directory.relative_to(top(directory))
-            file = (inside / name).as_posix()
-            data = git(directory, "show", f"{service.branch}:{file}")
-        else:
-            data = (directory / name).read_text(encoding="utf-8")
-        answers = yaml.load(data, Loader=YamlLoader)
+        with directory_within(root, directory.relative_to(root)) as opened:
+            names = filter(ANSWERS_NAME.fullmatch, os.listdir(opened))
+            return choose(
+                sorted(names), lambda name: read_in(opened, name, ANSWERS_SIZE), directory, ours
+            )
+    except OSError as error:
+        raise ServiceError(f"{ANSWERS}: {error.strerror}") from None
+
+
+def committed_answers(
+    service: Service, directory: Path, ours: Ours | None, only: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The same of a commit, or what `only` this file holds there. Raises ServiceError."""
+    commit = last_commit(service, directory)
+    inside = directory.relative_to(top(directory)).as_posix()
+    with tempfile.TemporaryDirectory(prefix="trackbed-fleet-") as scratch:
+        borrowed = at(borrow(top(directory), Path(scratch) / "borrowed", commit))
+        tree = commit if inside == "." else f"{commit}:{inside}"
+        listed = git(None, *borrowed, "ls-tree", "-z", f"{tree}")
+        entries = dict(reversed(entry.split("\t", 1)) for entry in listed.split("\0") if entry)
+
+        def read(name: str) -> bytes:
+            mode, kind, blob = entries[name].split()
+            if kind != "blob" or mode == "120000":
+                what = "a symbolic link: not followed" if mode == "120000" else "no regular file"
+                raise ServiceError(f"{name} is {what}")
+            try:
+                text = git(None, *borrowed, "cat-file", "blob", blob, output=ANSWERS_SIZE)
+            except ServiceError as error:
+                if "printed more" in str(error):
+                    raise ServiceError(f"{name} is larger than {ANSWERS_SIZE // 1024} kB") from None
+                raise
+            return text.encode("utf-8", "surrogateescape")
+
+        names = sorted(filter(ANSWERS_NAME.fullmatch, entries))
+        if only:
+            names = [name for name in names if name == only]
+        return choose(names, read, directory, ours)
+
+
+def choose(
+    names: Sequence[str], read: Callable[[str], bytes], directory: Path, ours: Ours | None
+) -> tuple[str, dict[str, Any]]:
+    """The template's own among the answers files of a service. Raises ServiceError."""
+    if not names:
+        raise ServiceError(f"no {ANSWERS}: not made with Copier, or not kept up")
+    if len(names) == 1:
+        return names[0], parse(names[0], read(names[0]))
+    found: dict[str, dict[str, Any]] = {}
+    reasons: dict[str, ServiceError] = {}
+    for name in names:
+        try:
+            found[name] = parse(name, read(name))
+        except ServiceError as error:
+            reasons[name] = error
+    mine = [
+        name
+        for name, answers in found.items()
+        if ours and answers.get("_src_path") and ours(str(answers["_src_path"]), directory)
+    ]
+    if len(mine) == 1:
+        return mine[0], found[mine[0]]
+    if mine:
+        raise ServiceError(f"several answers files are of this template: {', '.join(mine)}")
+    if ANSWERS in found:
+        return ANSWERS, found[ANSWERS]
+    if reason := reasons.get(ANSWERS):
+        raise reason
+    raise ServiceError(f"several answers files, and none is of this template: {', '.join(names)}")
+
+
+def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict[str, Any]:
+    """What one answers file holds, with `_src_path` and `_commit`.
+
+    Raises:
+        ServiceError: there is no such file, or it cannot be read.
+    """
+    inside = directory.relative_to(top(directory))
+    try:
+        return parse(name, read_within(top(directory), inside / name, ANSWERS_SIZE))
     except FileNotFoundError:
         raise ServiceError(f"no {name}: not made with Copier, or not kept up") from None
     except OSError as error:
         raise ServiceError(f"{name}: {error.strerror}") from None
+
+
+def parse(name: str, data: bytes) -> dict[str, Any]:
+    """The answers that a file holds. Raises ServiceError."""
+    try:
+        text = data.decode("utf-8")
+        if sum(map(data.count, NESTING)) > FEW:
+            require_few_levels(text)
+        loader = YamlLoader(text)
+        try:
+            node = loader.get_single_node()
+            if b"*" in data and values(node) > VALUES:
+                raise ServiceError(f"{name} holds more than {VALUES} values")
+            answers = loader.construct_document(node) if node else None
+        finally:
+            loader.dispose()
     except UnicodeDecodeError:
         raise ServiceError(f"{name} is not UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise ServiceError(f"{name} is no valid YAML{place}") from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        # 2026-13-45, a number of 5,000 digits, and whatever else YAML calls a value
+        raise ServiceError(f"{name} holds what is no answer") from None
     if not isinstance(answers, dict) or not all(isinstance(key, str) for key in answers):
         raise ServiceError(f"{name} holds no answers")
     try:
+        require_shallow(answers)
         json.dumps(answers, default=str)
     except (RecursionError, TypeError, ValueError):  # it holds itself, or keys are no texts
         raise ServiceError(f"{name} holds what is no answer") from None
     return answers
 
 
+def require_few_levels(text: str) -> None:
+    """Raises ValueError: a document is so deep that the library's own code in C would crash."""
+    level = 0
+    for event in yaml.parse(text, Loader=YamlLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            level += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level -= 1
+        if level > LEVELS:
+            raise ValueError("too deep")
+
+
+def require_shallow(value: Any, room: int = DEPTH) -> None:
+    """Raises ValueError: values hold others so deep that a program gives up, or themselves."""
+    if not room:
+        raise ValueError("too deep")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set):
+        return
+    for item in value:
+        require_shallow(item, room - 1)
+
+
+def values(node: Any) -> int:
+    """How many values a document holds, aliases written out. Raises ValueError: it holds itself."""
+    counted: dict[int, int] = {}
+
+    def count(one: Any) -> int:
+        key = id(one)
+        if key not in counted:
+            counted[key] = -1
+            inner = one.value if isinstance(one, yaml.CollectionNode) else ()
+            total = 1
+            for item in inner:
+                total += sum(map(count, item)) if isinstance(item, tuple) else count(item)
+            counted[key] = min(total, VALUES + 1)
+        if counted[key] < 0:
+            raise ValueError("it holds itself")
+        return counted[key]
+
+    return count(node) if node else 0
+
+
 def checked_out(directory: Path) -> str | None:
     """The branch, read from the file that says so."""
     try:
-        head = (top(directory) / ".git" / "HEAD").read_text(encoding="utf-8")
-    except OSError:
+        head = read_within(top(directory), PurePosixPath(".git/HEAD"), HEAD_SIZE)
+    except (OSError, ServiceError):
         return None
-    return head.strip().removeprefix("ref: refs/heads/")
+    return head.decode("utf-8", "replace").strip().removeprefix("ref: refs/heads/")

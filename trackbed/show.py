@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -12,25 +14,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trackbed.errors import UNSAFE, printable
 from trackbed.model import Drift, Findings, Forecast, Inventory, Policy, Update
 
 WORDS = 6
-WHOLE = 2000
+LONGEST = 1000
+"""Characters of a line in a cell."""
+WHOLE = 8 * LONGEST
+"""Columns of a table whose lines are never broken: some beginnings are orders to a CI service."""
 # the longer ones are prose
 ANSWER = 30
+# the last four are the full-width ones
+LOGGED = re.compile(r"#(?=#\[|#vso\[)")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def show(found: Findings[Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found.document(), indent=2, ensure_ascii=False, default=plain))
+        print(quiet(as_json_text(found.document())))
         return
     console = Console()
     columns, row = FORMS[found.command]
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for item in found.items:
+    for item in map(harmless, found.items):
         cells = row(item) if not item.problem else [*row(item)[:-1], item.problem]
         style = "red" if item.problem else ""
-        table.add_row(Text(item.name, style), *(Text(cell, style) for cell in cells))
+        table.add_row(*(Text(cut(cell), style) for cell in (item.name, *cells)))
     if console.is_terminal:
         console.print(table)
     else:  # whoever reads it in a file or through grep wants whole lines
@@ -38,7 +47,53 @@ def show(found: Findings[Any], *, as_json: bool) -> None:
         with console.capture() as capture:
             console.print(table)
         print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-    console.print(Text(found.summary, "green" if found.ok else "red"), soft_wrap=True)
+    console.print(Text(printable(found.summary), "green" if found.ok else "red"), soft_wrap=True)
+
+
+def cut(cell: str) -> str:
+    """One long text makes no column wide for everybody."""
+    lines = cell.split("\n")
+    return "\n".join(f"{line[:LONGEST]}..." if len(line) > LONGEST else line for line in lines)
+
+
+def harmless(value: Any) -> Any:
+    """The same with every text in it escaped for a terminal and a log."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {harmless(key): harmless(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [harmless(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        texts = {one.name: harmless(getattr(value, one.name)) for one in fields(value)}
+        return replace(value, **texts)
+    return value
+
+
+def quiet(text: str) -> str:
+    """JSON that says the same, without the characters that a terminal would obey."""
+
+    def escaped(found: Any) -> str:
+        return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
+
+    return LOGGED.sub(r"\\u0023", UNSAFE.sub(escaped, text))
+
+
+def as_json_text(document: dict[str, Any]) -> str:
+    options: dict[str, Any] = {"indent": 2, "ensure_ascii": False, "default": plain}
+    try:
+        return json.dumps(document, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(finite(document), **options)
+
+
+def finite(value: Any) -> Any:
+    """The same without numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(value: Any) -> Any:
@@ -98,6 +153,8 @@ def forecast_row(item: Forecast) -> list[str]:
 
 def update_row(item: Update) -> list[str]:
     made = f"git -C {item.repository} switch {item.branch}" if item.branch else ""
+    if made and item.outcome == "current":
+        made = f"is there already: {made}"
     return [item.version or "unknown", item.outcome, made]
 
 
@@ -115,13 +172,13 @@ def write_csv(items: Sequence[Inventory]) -> None:
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     columns = [field.name for field in fields(Inventory) if field.name != "answers"]
     writer = csv.writer(sys.stdout)
-    writer.writerow([*columns, *(f"answers.{name}" for name in names)])
+    writer.writerow([*columns, *(printable(f"answers.{name}") for name in names)])
     for item in items:
-        values = [getattr(item, column) for column in columns]
+        values: list[Any] = [getattr(item, column) for column in columns]
         values += [item.answers.get(name) for name in names]
         writer.writerow(["" if value is None else safe(short(value)) for value in values])
 
 
 def safe(text: str) -> str:
     """A spreadsheet takes these for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{printable(text)}" if text.lstrip().startswith(FORMULA) else printable(text)

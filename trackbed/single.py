@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from packaging.version import Version
 
-from trackbed.errors import FleetError
+from trackbed.addresses import shown
+from trackbed.errors import FleetError, printable
 from trackbed.project import Origin, Project, find_project, opened
 from trackbed.releases import as_version
-from trackbed.services import shown
 
 if TYPE_CHECKING:
     from trackbed.merge import Merged
@@ -63,11 +63,11 @@ def status(
         }
         print(json.dumps(document, indent=2))
     else:
-        print(f"template  {shown(project.source)}")
+        print(printable(f"template  {shown(project.source)}"))
         print(f"version   {project.recorded}, {f'{newest} is out' if behind else 'the newest'}")
         print(f"drift     {len(drift)} of the template's files are not as it renders them")
         for path, kind in drift:
-            print(f"          {kind} {path}")
+            print(printable(f"          {kind} {path}"))
     raise typer.Exit(behind or bool(drift))
 
 
@@ -82,7 +82,8 @@ def diff(path: Place = None, directory: Directory = None, answers_file: AnswersF
     with opened(project) as (origin, scratch):
         rendered, drift = find_drift(project, origin, scratch)
         paths = [path for path, _ in drift]
-        text = patch(rendered, project.directory, paths, scratch / "patch")
+        inside = project.directory.relative_to(project.top)
+        text = patch(rendered, project.top, inside, paths, scratch / "patch")
     print(text, end="")
     raise typer.Exit(bool(text))
 
@@ -135,13 +136,13 @@ def update(
         if merged.changed:
             carry(trial)
     if as_json:
-        print(json.dumps(asdict(merged), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(merged), indent=2))
     else:
-        print("\n".join(told(merged, project)))
+        print("\n".join(map(printable, told(merged))))
     raise typer.Exit(not merged.clean)
 
 
-def told(merged: "Merged", project: Project) -> list[str]:
+def told(merged: "Merged") -> list[str]:
     """The update for a person, a line each."""
     if not merged.changed:
         return [f"{merged.version} is what {merged.target} renders: nothing to do."]
@@ -172,19 +173,21 @@ def find_drift(
 ) -> tuple[Path, list[tuple[str, str]]]:
     """The recorded version as it is rendered, and which of the template's files differ, and how."""
     from trackbed import render
+    from trackbed.attempt import file_name
     from trackbed.drift import compare
     from trackbed.model import Drift
 
     step = origin.step(":current:")
     newest = origin.step(None)
-    rendered = scratch / render.PREFIX / project.directory.name
+    rendered = scratch / render.PREFIX / file_name(project.directory.name)
     try:
-        with render.prepared(step.old, step.old, "", project.directory):
-            render.copy(project.source, rendered, project.answers, trust=False)
+        with render.prepared(step.old, step.old, "", scratch):
+            render.copy(project.answers, rendered, trust=False, answers_file=project.answers_file)
     except render.TrustNeeded as error:
         raise FleetError(f"the template needs trust, which is never given: {error}") from None
     found = Drift(name=project.directory.name, where="")
-    compare(rendered, project.directory, origin.ownership(newest), found)
+    inside = project.directory.relative_to(project.top)
+    compare(rendered, project.top, inside, origin.ownership(newest), found)
     changed = [(name, "changed") for name in found.changed]
     return rendered, sorted([*changed, *((name, "missing") for name in found.missing)])
 

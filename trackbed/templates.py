@@ -3,18 +3,31 @@
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from trackbed.addresses import expanded, is_url, normalized, of_a_stranger, shown
 from trackbed.errors import FleetError, ServiceError
-from trackbed.git import commit_of, git
+from trackbed.git import STRANGERS_PROTOCOLS, at, commit_of, git, require_git
 from trackbed.model import Release, Service
-from trackbed.releases import as_version, final, read_releases, tagged_releases
-from trackbed.services import cache, is_url, shown
+from trackbed.releases import (
+    DESCRIBED,
+    HASH,
+    as_version,
+    final,
+    read_releases,
+    tagged_releases,
+)
+from trackbed.services import cache_directory
 
-SHORT = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
+RECORDED = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
+"""Names of tags that a service may record; others would be orders to git's search."""
+FETCHES = 8
+"""Templates of strangers that are fetched at once."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,10 @@ class Template:
 
     address: str
     addresses: frozenset[str] = field(default_factory=frozenset)
+
+    def named(self, address: str, base: Path) -> bool:
+        """Whether an address, recorded in a directory, is the template's."""
+        return bool(self.addresses & {address, normalized(address, base)})
 
 
 @dataclass(frozen=True)
@@ -69,57 +86,86 @@ def is_template(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("copier.yml", "copier.yaml"))
 
 
-def expanded(address: str) -> str:
-    for short, whole in SHORT.items():
-        if address.startswith(short):
-            return whole + address.removeprefix(short).lstrip("/")
-    return address.removeprefix("git+")
-
-
-def relative_hint(address: str) -> str:
-    """What helps with an address that meant something only where the service was copied."""
-    if is_url(expanded(address)) or Path(address).expanduser().is_absolute():
-        return ""
-    return f"; it was made from {address}: if that was this template, add --address {address}"
-
-
-def normalized(address: str, base: Path | None = None) -> str:
-    """One text for all the ways of writing an address; paths are relative to `base`."""
-    address = expanded(address)
-    if not is_url(address) or address.startswith("file://"):
-        path = Path(address.removeprefix("file://")).expanduser()
-        return os.path.realpath((base or Path.cwd()) / path)
-    host_and_path = re.sub(r"^\w+://", "", address)
-    if "://" not in address:
-        host_and_path = host_and_path.replace(":", "/", 1)
-    plain = host_and_path.rsplit("@", 1)[-1].rstrip("/").removesuffix(".git")
-    return re.sub(r"/+", "/", plain).lower()
-
-
-def repository(address: str, base: Path | None = None) -> Path:
+def repository(address: str, *, stranger: bool = False) -> Path:
     """A repository on this machine with all of a template's commits and tags.
+
+    Args:
+        address: a directory, or what git can clone.
+        stranger: it is an address that only a service names.
 
     Raises:
         ServiceError: the address leads nowhere.
     """
-    plain = expanded(address)
-    if not is_url(plain) or plain.startswith("file://"):
-        path = Path(normalized(plain, base))
-        if not path.exists():
-            raise ServiceError(f"the template is gone: {address}")
-        return path
-    mirror = cache() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
+    require_git()
+    if stranger:
+        plain = of_a_stranger(address)
+    else:
+        plain = expanded(address)
+        if not is_url(plain) or plain.startswith("file://"):
+            path = Path(normalized(plain))
+            if not path.exists():
+                raise ServiceError(f"the template is gone: {shown(address)}")
+            return path
+    env = {"GIT_ALLOW_PROTOCOL": STRANGERS_PROTOCOLS} if stranger else None
+    mirror = cache_directory() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
     try:
         if mirror.is_dir():
-            git(mirror, "fetch", "--quiet", "--prune", "--force")
+            git(mirror, *at(mirror), "fetch", "--quiet", "--prune", "--force", env=env)
         else:
             mirror.parent.mkdir(parents=True, exist_ok=True)
             staging = mirror.with_name(f"{mirror.name}.{os.getpid()}")
-            git(None, "clone", "--quiet", "--mirror", "--", plain, str(staging))
+            git(None, "clone", "--quiet", "--mirror", "--", plain, staging, env=env)
             staging.rename(mirror)
     except ServiceError as error:
         raise ServiceError(f"the template cannot be read: {shown(address)}: {error}") from None
+    except OSError as error:
+        raise ServiceError(f"the template cannot be kept: {error}") from None
     return mirror
+
+
+class Sources:
+    """The repositories of the templates that services name, each fetched once.
+
+    The person's own template may be a directory. What only a service names is on another machine.
+    """
+
+    def __init__(self, template: Template | None) -> None:
+        self.template = template
+        self.known: dict[str, Path | ServiceError] = {}
+
+    def find(self, address: str, base: Path) -> Path:
+        """Raises ServiceError: it cannot be read, or may not be."""
+        key = self.key(address, base)
+        if key not in self.known:
+            self.known[key] = self.attempt(address, base)
+        found = self.known[key]
+        if isinstance(found, ServiceError):
+            raise ServiceError(str(found))
+        return found
+
+    def find_all(self, wanted: Iterable[tuple[str, Path]]) -> None:
+        """Fetch many at once, so that one that does not answer holds nobody up."""
+        missing = {self.key(*one): one for one in wanted}
+        missing = {key: one for key, one in missing.items() if key not in self.known}
+        with ThreadPoolExecutor(FETCHES) as pool:
+            found = pool.map(lambda one: self.attempt(*one), missing.values())
+            self.known |= dict(zip(missing, found, strict=True))
+
+    def key(self, address: str, base: Path) -> str:
+        """The very address, its user too: another's mistake in it is not this one's."""
+        plain = expanded(address)
+        return plain if is_url(plain) else normalized(address, base)
+
+    def attempt(self, address: str, base: Path) -> Path | ServiceError:
+        try:
+            if self.template is None or not self.template.named(address, base):
+                return repository(address, stranger=True)
+            path = normalized(address, base)
+            if is_url(expanded(address)):
+                return repository(address)
+            return repository(path if path in self.template.addresses else self.template.address)
+        except ServiceError as error:
+            return error
 
 
 def releases_of(template: Template) -> list[Release]:
@@ -143,19 +189,27 @@ class Catalogue:
     def __init__(self, template: Template | None) -> None:
         self.template = template
         self.own = releases_of(template) if template else []
-        self.known: dict[str, list[Release] | str] = {}
+        self.sources = Sources(template)
+        self.known: dict[Path, list[Release] | str] = {}
+
+    def look_up(self, wanted: Iterable[tuple[str, Path]]) -> None:
+        """Fetch the templates that are not the person's own, many at once."""
+        self.sources.find_all(one for one in wanted if not self.ours(*one))
+
+    def ours(self, address: str, base: Path) -> bool:
+        return self.template is not None and self.template.named(address, base)
 
     def releases(self, address: str, base: Path) -> Sequence[Release]:
         """Raises ServiceError if the template cannot be read."""
-        key = normalized(address, base)
-        if self.template and self.template.addresses & {address, key}:
+        if self.ours(address, base):
             return self.own
-        if key not in self.known:
+        source = self.sources.find(address, base)
+        if source not in self.known:
             try:
-                self.known[key] = tagged_releases(repository(address, base))
+                self.known[source] = tagged_releases(source)
             except ServiceError as error:
-                self.known[key] = str(error)
-        found = self.known[key]
+                self.known[source] = str(error)
+        found = self.known[source]
         if isinstance(found, str):
             raise ServiceError(found)
         return found
@@ -168,12 +222,14 @@ class Step:
     Attributes:
         old: the recorded commit's files; `new` is `old` where only that one is asked for.
         target: the full hash of the other one, and `name`, what people call it.
+        own: both are of the person's own template, and of no other.
     """
 
     old: Path
     new: Path
     target: str
     name: str
+    own: bool = False
 
 
 class Commits:
@@ -191,29 +247,31 @@ class Commits:
         self.template = template
         self.working_tree = working_tree
         self.release_only = release_only
-        self.mirrors: dict[str, Path | str] = {}
+        self.sources = Sources(template)
+        self.mirrors: dict[Path, Path | str] = {}
         self.checkouts: dict[tuple[Path, str], Path] = {}
         self.targets: dict[tuple[Path, str | None], tuple[str, str]] = {}
         if template:
             try:
-                self.mirror(template.address, Path.cwd())
+                self.borrowed(repository(template.address))
             except ServiceError as error:
                 raise FleetError(str(error)) from None
 
     def mirror(self, address: str, base: Path) -> Path:
-        """A bare repository that borrows the template's commits."""
-        key = normalized(address, base)
-        if key not in self.mirrors:
+        """A bare repository that borrows the commits of the template that a service names."""
+        return self.borrowed(self.sources.find(address, base))
+
+    def borrowed(self, source: Path) -> Path:
+        if source not in self.mirrors:
             mirror = self.directory / f"template-{len(self.mirrors)}.git"
             try:
-                source = repository(address, base)
                 options = ["--quiet", "--mirror", "--shared"]
-                git(None, "clone", *options, "--", str(source), str(mirror))
-                self.mirrors[key] = mirror
+                git(None, "clone", *options, "--", source, mirror)
+                self.mirrors[source] = mirror
                 tag_listed(source, mirror)
             except ServiceError as error:
-                self.mirrors[key] = str(error)
-        found = self.mirrors[key]
+                self.mirrors[source] = str(error)
+        found = self.mirrors[source]
         if isinstance(found, str):
             raise ServiceError(found)
         return found
@@ -229,43 +287,46 @@ class Commits:
         mirror = ours or self.mirror(address, base)
         if ours is None and self.template and to is not None:
             raise ServiceError(f"made from another template: {shown(address)}")
-        old_mirror = mirror
-        old = commit_of(mirror, recorded)
-        if old is None:
-            old_mirror = self.mirror(address, base)
-            old = commit_of(old_mirror, recorded)
-        if old is None:
-            raise ServiceError(f"the template has no commit {recorded}")
+        old_mirror, old = self.recorded(address, base, recorded, ours)
         target, name = self.target(mirror, to)
-        return Step(self.checkout(old_mirror, old), self.checkout(mirror, target), target, name)
+        own = ours is not None and old_mirror == ours
+        new = self.checkout(mirror, target)
+        return Step(self.checkout(old_mirror, old), new, target, name, own)
 
-    def current(self, address: str, base: Path, recorded: str) -> Path:
+    def current(self, address: str, base: Path, recorded: str) -> Step:
         """The recorded commit, checked out."""
-        for mirror in self.candidates(address, base, recorded):
-            if commit := commit_of(mirror, recorded):
-                return self.checkout(mirror, commit)
-        raise ServiceError(f"the template has no commit {recorded}")
+        ours = self.own_mirror(address, base, recorded)
+        mirror, commit = self.recorded(address, base, recorded, ours)
+        files = self.checkout(mirror, commit)
+        return Step(files, files, "", recorded, ours is not None and mirror == ours)
 
-    def candidates(self, address: str, base: Path, recorded: str) -> Iterator[Path]:
-        if ours := self.own_mirror(address, base, recorded):
-            yield ours
-        yield self.mirror(address, base)
+    def recorded(
+        self, address: str, base: Path, recorded: str, ours: Path | None
+    ) -> tuple[Path, str]:
+        """The recorded commit, and the mirror that has it: the owner's, or the address's."""
+        if ours and (commit := recorded_commit(ours, recorded)):
+            return ours, commit
+        with suppress(ServiceError) if ours else nullcontext():
+            theirs = self.mirror(address, base)
+            if commit := recorded_commit(theirs, recorded):
+                return theirs, commit
+        raise ServiceError(f"the template has no commit {recorded}")
 
     def own_mirror(self, address: str, base: Path, recorded: str) -> Path | None:
         """The owner's template, if the service is made from it: by address, or by the commit."""
         if self.template is None:
             return None
-        ours = self.mirror(self.template.address, Path.cwd())
-        if self.template.addresses & {address, normalized(address, base)}:
+        ours = self.borrowed(repository(self.template.address))
+        if self.template.named(address, base):
             return ours
-        theirs = commit_of(self.mirror(address, base), recorded)
+        theirs = recorded_commit(self.mirror(address, base), recorded)
         return ours if theirs and commit_of(ours, theirs) == theirs else None
 
     def require_target(self, to: str | None) -> None:
         """Raises FleetError: the owner's template has no such revision."""
         if self.template:
             try:
-                self.target(self.mirror(self.template.address, Path.cwd()), to)
+                self.target(self.borrowed(repository(self.template.address)), to)
             except ServiceError as error:
                 raise FleetError(str(error)) from None
 
@@ -300,15 +361,25 @@ class Commits:
         key = (mirror, commit)
         if key not in self.checkouts:
             directory = self.directory / f"{mirror.stem}-{commit[:12]}"
-            git(None, "clone", "--quiet", "--shared", "--no-checkout", str(mirror), str(directory))
-            git(directory, "checkout", "--quiet", "--detach", commit)
+            git(None, "clone", "--quiet", "--shared", "--no-checkout", "--", mirror, directory)
+            git(directory, *at(directory), "checkout", "--quiet", "--detach", commit)
             self.checkouts[key] = directory
         return self.checkouts[key]
 
 
+def recorded_commit(repository: Path, recorded: str) -> str | None:
+    """The commit that an answers file names: by a tag, or by a hash, and by nothing else."""
+    if not RECORDED.fullmatch(recorded):
+        return None
+    found = commit_of(repository, f"refs/tags/{recorded}")
+    if found is None and (HASH.fullmatch(recorded) or DESCRIBED.fullmatch(recorded)):
+        found = commit_of(repository, recorded)
+    return found
+
+
 def tags(repository: Path) -> set[str]:
     """Those that are versions."""
-    listed = git(repository, "tag", "--list").splitlines()
+    listed = git(repository, *at(repository), "tag", "--list").split("\n")
     return {tag for tag in listed if as_version(tag)}
 
 
@@ -319,7 +390,7 @@ def tag_listed(source: Path, mirror: Path) -> None:
     known = tags(mirror)
     for release in read_releases(source / "releases.toml"):
         if release.version not in known and commit_of(mirror, release.commit):
-            git(mirror, "tag", release.version, release.commit)
+            git(mirror, *at(mirror), "tag", release.version, release.commit)
 
 
 def working_tree(mirror: Path, directory: Path, head: str) -> str:
@@ -339,7 +410,7 @@ def working_tree(mirror: Path, directory: Path, head: str) -> str:
     commit = git(
         directory, *options, "commit-tree", tree, "-p", head, "-m", message, env=env
     ).strip()
-    git(mirror, "update-ref", "refs/heads/trackbed-fleet-working-tree", commit)
+    git(mirror, *at(mirror), "update-ref", "refs/heads/trackbed-fleet-working-tree", commit)
     return commit
 
 

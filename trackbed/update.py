@@ -1,18 +1,36 @@
 """Update services, each on a new branch. The work is done in clones: a failure leaves nothing."""
 
 import os
+import re
 import shlex
-import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trackbed.attempt import Job, clone, clone_path, try_update, workspace
+from trackbed import bounded
+from trackbed.attempt import Job, clone, clone_path, try_update, uncommitted, workspace
 from trackbed.errors import FleetError, ServiceError
-from trackbed.git import commit_of, git
-from trackbed.model import Update
-from trackbed.services import where
+from trackbed.files import read_within
+from trackbed.git import at, commit_of, git, of_its_own, own_path, own_settings, tip
+from trackbed.model import Service, Update
+from trackbed.services import committed_answers, where
 
 TAIL = 20
+WIDTH = 500
+LOCK = "uv.lock"
+LOCK_SIZE = 64 * bounded.MEGABYTE
+TEST_SECONDS = 1800
+TEST_MEMORY = 4096 * bounded.MEGABYTE
+"""Bytes that each process of the tests may allocate."""
+TEST_OUTPUT = bounded.MEGABYTE
+
+HARMLESS = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|SYSTEMROOT"
+    r"|XDG_(CACHE|CONFIG|DATA|STATE|RUNTIME)_(HOME|DIR)|PYTHON(UTF8|DONTWRITEBYTECODE)|CI"
+    r"|UV_(CACHE_DIR|PYTHON\w*|LINK_MODE|OFFLINE|NO_\w+|CONCURRENT_\w+|SYSTEM_CERTS|NATIVE_TLS)"
+    r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(NO_PROXY|no_proxy)|NO_COLOR|COLUMNS"
+)
+"""Variables that the tests of a service get."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +46,10 @@ class TestsFailed(ServiceError):
         self.output = output
 
 
-def branch_name(release: str) -> str:
-    return f"template-{release}"
+def branch_name(job: Job) -> str:
+    """The release's, and the service's own where a repository has several."""
+    part = re.sub(r"[^\w]+", "-", job.inside.as_posix(), flags=re.ASCII).strip("-")
+    return f"template-{job.step.name}" + (f"-{part}" if part else "")
 
 
 def check_test(command: str) -> None:
@@ -51,8 +71,13 @@ def update(order: UpdateJob) -> Update:
         target=job.step.name,
         repository=str(job.top),
     )
-    if reason := refusal(job.top, order.branch):
-        done.outcome, done.problem = "refused", reason
+    try:
+        if already(order, done):
+            return done
+        if uncommitted(job):
+            raise ServiceError("it has changes that are not committed")
+    except ServiceError as error:
+        done.outcome, done.problem = "refused", str(error)
         return done
     try:
         with workspace(job) as scratch:
@@ -64,15 +89,26 @@ def update(order: UpdateJob) -> Update:
     return done
 
 
-def refusal(repository: Path, branch: str) -> str | None:
+def already(order: UpdateJob, done: Update) -> bool:
+    """Whether an earlier run has made the branch.
+
+    Raises:
+        ServiceError: there is a branch of that name with something else.
+    """
+    job = order.job
     try:
-        if git(repository, "status", "--porcelain").strip():
-            return "it has changes that are not committed"
-        if commit_of(repository, f"refs/heads/{branch}"):
-            return f"it has a branch {branch} already"
-    except ServiceError as error:
-        return str(error)
-    return None
+        commit = tip(job.top, order.branch)
+    except ServiceError:
+        return False
+    found = Service(job.service.name, str(job.directory), None, order.branch)
+    with suppress(ServiceError):
+        answers = committed_answers(found, job.directory, None, only=job.answers_file)[1]
+        if str(answers.get("_commit")) in (job.step.name, job.step.name.removeprefix("v")):
+            done.outcome, done.branch, done.commit = "current", order.branch, commit
+            return True
+    raise ServiceError(
+        f"it has a branch {order.branch} already, which is no update to {job.step.name}"
+    )
 
 
 def make_branch(order: UpdateJob, scratch: Path, done: Update) -> None:
@@ -90,59 +126,101 @@ def make_branch(order: UpdateJob, scratch: Path, done: Update) -> None:
     if not attempt.changed:
         done.outcome = "current"
         return
-    git(repository, "add", "--all")
+    here = at(repository)
+    git(repository, *here, "add", "--all")
     record(job, repository, "--message", f"Update the template to {job.step.name}")
     if order.test:
-        run_tests(order.test, project)
-        keep_lock(job, repository, project)
+        lock = run_tests(order, repository, scratch)
+        if lock is not None:
+            (project / LOCK).write_bytes(lock)
+            git(project, *here, "add", "--", project / LOCK)
+            record(job, repository, "--amend", "--no-edit")
     commit = commit_of(repository, "HEAD")
-    # only now, and only this, in the service's own repository
-    refspec = f"HEAD:refs/heads/{order.branch}"
-    git(job.top, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", str(repository), refspec)
+    if commit is None:
+        raise ServiceError("the update left no commit")
+    deliver(job, repository, commit, order.branch, scratch)
     done.outcome, done.branch, done.commit = "updated", order.branch, commit
+
+
+def deliver(job: Job, repository: Path, commit: str, branch: str, scratch: Path) -> None:
+    """Put a commit and its branch, and nothing else, into the service's own repository.
+
+    The objects go there without its settings being read, and a name is given to the commit.
+    """
+    wanted = scratch / "wanted"
+    wanted.write_text(f"{commit}\n^{job.commit}\n", encoding="ascii")
+    pack = scratch / "delivered"
+    name = git(repository, *at(repository), "pack-objects", "--revs", "--quiet", pack, stdin=wanted)
+    git(
+        repository,
+        *at(repository),
+        "unpack-objects",
+        "-q",
+        env={"GIT_OBJECT_DIRECTORY": str(own_path(job.top, "objects"))},
+        stdin=scratch / f"delivered-{name.strip()}.pack",
+    )
+    of_its_own(job.top, "update-ref", f"refs/heads/{branch}", commit, "0" * len(commit))
 
 
 def record(job: Job, repository: Path, *options: str) -> None:
     """Commit as whoever commits in the service's repository."""
-    env: dict[str, str] = {}
-    for key, variable in (("user.name", "NAME"), ("user.email", "EMAIL")):
-        try:
-            value = git(job.top, "config", key).strip()
-        except ServiceError:
-            continue
-        env |= {
-            f"GIT_{who}_{variable}": value
-            for who in ("AUTHOR", "COMMITTER")
-            if f"GIT_{who}_{variable}" not in os.environ
-        }
-    git(repository, "commit", "--quiet", "--no-verify", *options, env=env)
+    own = own_settings(job.top)
+    env = {
+        f"GIT_{who}_{variable}": own[key]
+        for key, variable in (("user.name", "NAME"), ("user.email", "EMAIL"))
+        for who in ("AUTHOR", "COMMITTER")
+        if key in own and f"GIT_{who}_{variable}" not in os.environ
+    }
+    git(repository, *at(repository), "commit", "--quiet", "--no-verify", *options, env=env)
 
 
-def run_tests(command: str, project: Path) -> None:
-    """Raises TestsFailed with the last lines of what they print."""
-    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+def run_tests(order: UpdateJob, repository: Path, scratch: Path) -> bytes | None:
+    """Run the service's tests in a clone of their own. What they do to its git is nothing to us.
+
+    Returns:
+        uv.lock, if the tests have renewed it, as `uv run` does for new dependencies.
+
+    Raises:
+        TestsFailed: with the last lines of what they print.
+    """
+    job = order.job
+    trial = scratch / "trial" / repository.name
+    git(None, "clone", "--quiet", "--shared", "--", repository, trial)
+    project = trial / job.inside
+    before = read_lock(project)
     try:
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=project,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except OSError as error:
+        with bounded.limited(memory=TEST_MEMORY):
+            done = bounded.run(
+                shlex.split(order.test or ""),
+                cwd=project,
+                env=environment(),
+                seconds=TEST_SECONDS,
+                output=TEST_OUTPUT,
+                merged=True,
+                tail=True,
+            )
+    except bounded.Exceeded as error:
+        raise TestsFailed(f"the tests {error}", []) from None
+    except (OSError, ValueError) as error:
         raise ServiceError(f"the tests cannot be run: {error}") from None
-    if done.returncode:
-        output = [line for line in done.stdout.splitlines() if line.strip()][-TAIL:]
-        said = f": {output[-1].strip()}" if output else ""
-        raise TestsFailed(f"the tests failed with code {done.returncode}{said}", output)
+    if done.code:
+        text = done.out.decode("utf-8", "replace")
+        output = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-TAIL:]
+        said = f": {output[-1].strip()[:WIDTH]}" if output else ""
+        raise TestsFailed(f"the tests failed with code {done.code}{said}", output)
+    after = read_lock(project)
+    return after if before is not None and after != before else None
 
 
-def keep_lock(job: Job, repository: Path, project: Path) -> None:
-    """A lock that the tests have renewed, as `uv run` does for new dependencies, goes along."""
-    lock = project / "uv.lock"
-    if lock.is_file() and git(project, "status", "--porcelain", "-uno", "uv.lock").strip():
-        git(project, "add", "uv.lock")
-        record(job, repository, "--amend", "--no-edit")
+def read_lock(project: Path) -> bytes | None:
+    try:
+        return read_within(project, Path(LOCK), LOCK_SIZE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ServiceError(f"{LOCK}: {error.strerror}") from None
+
+
+def environment() -> dict[str, str]:
+    """The variables that a service's tests get: none that may hold a secret of the person's."""
+    return {name: value for name, value in os.environ.items() if HARMLESS.fullmatch(name)}

@@ -95,7 +95,7 @@ def test_go_and_what_copier_itself_does(
     first = make_service("first", additions=own, template=releases)
     second = make_service("second", template=releases)
 
-    done = run_fleet("forecast", "--json", first, second)
+    done = run_fleet("forecast", "--json", first, second, cwd=releases)
     updated = run_copier("update", "--quiet", "--defaults", first)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -167,9 +167,11 @@ def test_a_service_of_another_template(
 @pytest.mark.long
 @pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_CONFIG_COUNT"])
 def test_gits_own_variables_do_not_disturb(
-    variable: str, make_service: Callable[..., Path], run_fleet: Run
+    variable: str, make_service: Callable[..., Path], small: Path, run_fleet: Run
 ) -> None:
     values = {"GIT_DIR": os.devnull, "GIT_CONFIG_COUNT": "1"}
     own = {"GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "Me"}
-    done = run_fleet("forecast", make_service("x"), **{variable: values[variable]}, **own)
+    done = run_fleet(
+        "forecast", make_service("x"), cwd=small, **{variable: values[variable]}, **own
+    )
     assert (done.returncode, done.stderr) == (0, "")

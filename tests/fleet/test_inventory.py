@@ -11,11 +11,11 @@ import pytest
 from commands import Run
 
 from support import ROOT, git
+from trackbed.addresses import normalized, shown
 from trackbed.errors import FleetError
 from trackbed.model import Release
 from trackbed.releases import behind, read_releases, recognize
-from trackbed.services import find, shown
-from trackbed.templates import normalized
+from trackbed.services import find
 
 RELEASES = [
     Release("0.1.0", "1" * 40, date(2026, 1, 1)),
@@ -207,13 +207,23 @@ def test_a_hundred_services_without_a_process_of_git(
 def test_another_templates_releases_are_its_tags(
     fabricate: Callable[..., Path], owner: Path, releases: Path, run_fleet: Run
 ) -> None:
-    service = fabricate("other", source=str(releases))
+    service = fabricate("other", source="https://git.example/other.git")
     gone = fabricate("gone", source="/nowhere/template")
+    path = fabricate("path", source=str(releases))
+    stand_in = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{releases}.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://git.example/other.git",
+    }
 
-    done = run_fleet("inventory", "--json", service, gone, cwd=owner)
+    done = run_fleet("inventory", "--json", service, gone, path, cwd=owner, **stand_in)
 
-    other, lost = json.loads(done.stdout)["services"]
+    other, lost, local = json.loads(done.stdout)["services"]
     assert (other["behind"], other["newest"], other["unknown"]) == (1, "0.2.0", None)
+    assert local["unknown"] == (
+        "made from another template, whose address is a path: "
+        f"if {releases} is yours, add --template or --address {releases}"
+    )
     assert (lost["version"], lost["behind"]) == ("0.1.0", None)
     assert lost["unknown"] == "the template is gone: /nowhere/template"
 

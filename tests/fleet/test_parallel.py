@@ -42,7 +42,7 @@ def test_results_are_in_order_and_failures_are_their_own(
     assert capfd.readouterr().err == ""
 
 
-def test_a_bar_on_a_terminal(make_service, run_fleet: Run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bar_on_a_terminal(make_service, run_fleet: Run, small: Path) -> None:  # type: ignore[no-untyped-def]
     command = [
         sys.executable,
         "-m",
@@ -53,7 +53,7 @@ def test_a_bar_on_a_terminal(make_service, run_fleet: Run, tmp_path: Path) -> No
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     output = pexpect.run(
-        " ".join(command), env=environment, cwd=str(tmp_path), timeout=300, encoding="utf-8"
+        " ".join(command), env=environment, cwd=str(small), timeout=300, encoding="utf-8"
     )
     assert "Forecasting" in output
     assert "0/1" in output

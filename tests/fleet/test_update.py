@@ -29,7 +29,7 @@ def test_a_branch_with_what_copier_does(
 
     test = "grep -r 'new in 0.2.0' app"
     nobody = {"GIT_AUTHOR_NAME": None}
-    done = run_fleet("update", service, "--test", test, "--json", **nobody)
+    done = run_fleet("update", service, "--test", test, "--json", cwd=releases, **nobody)
 
     assert (done.returncode, done.stderr) == (0, "")
     item = items(done.stdout)["service"]
@@ -50,13 +50,21 @@ def test_a_branch_with_what_copier_does(
     assert "_commit: 0.2.0" in git(service, "show", f"{item['branch']}:.copier-answers.yml")
 
     git(service, "reset", "--quiet", "--hard")
-    again = items(run_fleet("update", service, "--json").stdout)["service"]
-    assert (again["outcome"], again["problem"]) == (
-        "refused",
-        "it has a branch template-0.2.0 already",
+    again = run_fleet("update", service, "--json", cwd=releases)
+    assert again.returncode == 0
+    there = items(again.stdout)["service"]
+    assert (there["outcome"], there["branch"], there["commit"], there["problem"]) == (
+        "current",
+        "template-0.2.0",
+        item["commit"],
+        None,
     )
+    table = run_fleet("update", service, cwd=releases).stdout
+    assert f"is there already: git -C {service} switch template-0.2.0" in table
     git(service, "merge", "--quiet", "template-0.2.0")
-    current = run_fleet("update", service, "--branch", "another", "--no-test", "--json")
+    current = run_fleet(
+        "update", service, "--branch", "another", "--no-test", "--json", cwd=releases
+    )
     assert (current.returncode, items(current.stdout)["service"]["outcome"]) == (0, "current")
     assert "another" not in git(service, "branch")
 
@@ -79,6 +87,7 @@ def test_a_failure_leaves_nothing(
     outcome: str,
     problem: str,
     make_service: Callable[..., Path],
+    small: Path,
     run_fleet: Run,
     fingerprint: Fingerprint,
     tmp_path: Path,
@@ -99,7 +108,7 @@ def test_a_failure_leaves_nothing(
     before = fingerprint(service)
 
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run_fleet("update", service, "--json", *tests.get(name, []), PATH=path)
+    done = run_fleet("update", service, "--json", *tests.get(name, []), cwd=small, PATH=path)
 
     assert (done.returncode, done.stderr) == (1, "")
     item = items(done.stdout)["service"]
@@ -109,10 +118,11 @@ def test_a_failure_leaves_nothing(
 
 
 def test_a_lock_that_the_tests_renew_goes_along(
-    make_service: Callable[..., Path], run_fleet: Run
+    make_service: Callable[..., Path], small: Path, run_fleet: Run
 ) -> None:
     service = make_service("service", {"uv.lock": "old\n"})
-    done = run_fleet("update", service, "--test", "sh -c 'echo new > uv.lock; echo > extra'")
+    test = "sh -c 'echo new > uv.lock; echo > extra'"
+    done = run_fleet("update", service, "--test", test, cwd=small)
     assert done.returncode == 0, done.stdout
     assert git(service, "show", "template-0.2.0:uv.lock") == "new\n"
     assert "extra" not in git(service, "ls-tree", "--name-only", "template-0.2.0")
@@ -120,12 +130,12 @@ def test_a_lock_that_the_tests_renew_goes_along(
 
 @pytest.mark.long
 def test_a_service_from_an_address_gets_its_branch_in_the_cache(
-    make_service: Callable[..., Path], run_fleet: Run, fingerprint: Fingerprint
+    make_service: Callable[..., Path], small: Path, run_fleet: Run, fingerprint: Fingerprint
 ) -> None:
     service = make_service("service", {"app/mine.py": "MINE = 1\n"})
     before = fingerprint(service)
 
-    done = run_fleet("update", f"file://{service}", "--no-test", "--json")
+    done = run_fleet("update", f"file://{service}", "--no-test", "--json", cwd=small)
 
     item = items(done.stdout)["service"]
     assert (done.returncode, item["outcome"]) == (0, "updated")

@@ -97,7 +97,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "added"
-down_revision = "{{head}}"
+down_revision = "{head}"
 branch_labels = None
 depends_on = None
 
@@ -111,7 +111,7 @@ def upgrade() -> None:
 def test_a_migration_passes_with_what_was_there(
     broken: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add_revision(REVISION.format(statement=PASSES[name].lstrip()))
+    add_revision(REVISION.replace("{statement}", PASSES[name].lstrip()))
     migrate.upgrade(broken)
     with closing(open_database(broken)) as connection:
         assert "added" in migrate.current_revisions(connection)
@@ -123,7 +123,7 @@ def test_a_migration_is_refused_for_what_it_broke(
     broken: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = broken.read_bytes()
-    add_revision(REVISION.format(statement=REFUSED[name].lstrip()))
+    add_revision(REVISION.replace("{statement}", REFUSED[name].lstrip()))
     with pytest.raises(StartupError, match="rolled back"):
         migrate.upgrade(broken)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]

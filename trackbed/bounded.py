@@ -1,0 +1,182 @@
+"""Other programs, bounded in time, in memory and in what they print, and gone afterwards."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+from time import monotonic
+from typing import IO
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+MEGABYTE = 2**20
+GRACE = 1.0
+"""Seconds for which the output of a program that has ended is awaited from those it started."""
+
+running: set[int] = set()
+lock = Lock()
+
+
+class Exceeded(Exception):
+    """A program took more time than it had, or printed more."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a program that ended has left."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: Path | None = None,
+    seconds: float,
+    output: int,
+    merged: bool = False,
+    tail: bool = False,
+) -> Done:
+    """Run a program in a process group of its own, and leave nothing of the group.
+
+    Args:
+        command: the program and its arguments.
+        cwd: the directory that it is started in.
+        env: all of its environment.
+        stdin: the file that it reads.
+        seconds: time until it is killed.
+        output: bytes of each of its two outputs.
+        merged: take what it prints as errors into the same output.
+        tail: keep the last bytes of a longer output, instead of killing the program.
+
+    Raises:
+        Exceeded: it was killed.
+        OSError: it cannot be started.
+    """
+    with open(stdin or os.devnull, "rb") as given:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            start_new_session=True,
+        )
+    with lock:
+        running.add(process.pid)
+    too_much: list[bool] = []
+    pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+    kept = [bytearray() for _ in pipes]
+    readers = [
+        Thread(target=read, args=(process, pipe, into, output, tail, too_much), daemon=True)
+        for pipe, into in zip(pipes, kept, strict=True)
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Exceeded(f"took more than {seconds:g} s") from None
+        until = monotonic() + GRACE
+        for reader in readers:
+            reader.join(max(0.0, until - monotonic()))
+        if too_much:
+            raise Exceeded(f"printed more than {output // MEGABYTE} MB")
+    finally:
+        kill(process.pid)
+        process.wait()
+        with lock:
+            running.discard(process.pid)
+        for reader, pipe in zip(readers, pipes, strict=True):
+            reader.join(GRACE)
+            if not reader.is_alive():
+                pipe.close()
+    return Done(code, bytes(kept[0]), bytes(kept[-1]) if not merged else b"")
+
+
+def read(
+    process: "subprocess.Popen[bytes]",
+    pipe: IO[bytes],
+    into: bytearray,
+    limit: int,
+    tail: bool,
+    too_much: list[bool],
+) -> None:
+    while data := os.read(pipe.fileno(), 65536):
+        into += data
+        if len(into) <= limit:
+            continue
+        if tail:
+            del into[:-limit]
+        else:
+            del into[limit:]
+            too_much.append(True)
+            kill(process.pid)
+            return
+
+
+def kill(group: int) -> None:
+    """Kill a process group, if it is still there."""
+    with suppress(ProcessLookupError, PermissionError):
+        if os.name == "posix":
+            os.killpg(group, signal.SIGKILL)
+        else:
+            os.kill(group, signal.SIGTERM)
+
+
+def stop() -> None:
+    """Kill every program that runs."""
+    for group in tuple(running):
+        kill(group)
+
+
+@contextmanager
+def limited(*, memory: int | None = None, cpu: int | None = None) -> Iterator[None]:
+    """Bound what this process and those that it starts may take, for a while.
+
+    Args:
+        memory: bytes that each may allocate; files that are only read do not count.
+        cpu: seconds of processor time that each may take from now on; None lifts an earlier bound.
+    """
+    if resource is None:
+        yield
+        return
+    bounds = {resource.RLIMIT_CPU: cpu and cpu + int(used())}
+    if memory:
+        bounds[resource.RLIMIT_DATA] = memory
+    before = {which: resource.getrlimit(which) for which in bounds}
+    try:
+        for which, bound in bounds.items():
+            lower(which, bound)
+        yield
+    finally:
+        for which, values in before.items():
+            resource.setrlimit(which, values)
+
+
+def lower(which: int, bound: int | None) -> None:
+    """Set a soft limit, as far as the hard one lets."""
+    hard = resource.getrlimit(which)[1]
+    wanted = resource.RLIM_INFINITY if bound is None else bound
+    if hard != resource.RLIM_INFINITY and (bound is None or bound > hard):
+        wanted = hard
+    resource.setrlimit(which, (wanted, hard))
+
+
+def used() -> float:
+    """Processor time of this process, in seconds."""
+    taken = resource.getrusage(resource.RUSAGE_SELF)
+    return taken.ru_utime + taken.ru_stime

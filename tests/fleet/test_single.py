@@ -226,6 +226,39 @@ def test_a_template_that_is_gone_is_one_line(service: Path, trackbed: Run) -> No
             assert "and the repository exists" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("_src_path", ".", "the template is ., which led to it only from where the service was"),
+        ("_src_path", "template", "the template is template, which led to it only from where"),
+        ("_src_path", "/gone", "the template is gone: /gone; write its address into _src_path of"),
+        ("_commit", "0.1.0-1-gabcdef0", "such as 0.1.0, into _commit of .copier-answers.yml, and"),
+        ("_commit", "abcdef0", "such as 0.2.0, into _commit of .copier-answers.yml, and commit"),
+    ],
+)
+def test_what_was_recorded_by_mistake_says_what_to_do(
+    service: Path, trackbed: Run, name: str, value: str, message: str
+) -> None:
+    answers = service / ".copier-answers.yml"
+    text = answers.read_text(encoding="utf-8")
+    answers.write_text(text.replace(recorded(service)[name], value, 1), encoding="utf-8")
+    commit(service, "A mistake")
+    for task in ("status", "update"):
+        refused(trackbed(task, cwd=service), message)
+
+
+def test_a_template_without_a_release_says_so(
+    service: Path, trackbed: Run, template: Path, tmp_path: Path
+) -> None:
+    untagged = tmp_path / "untagged"
+    git(tmp_path, "clone", "-q", "--no-tags", str(template), str(untagged))
+    answers = service / ".copier-answers.yml"
+    text = answers.read_text(encoding="utf-8").replace(str(template), str(untagged))
+    answers.write_text(text, encoding="utf-8")
+    commit(service, "Another clone")
+    refused(trackbed("status", cwd=service), "the template has no release: no tag such as 1.2.3 in")
+
+
 # Answers files, and where the service is --------------------------------------
 def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> None:
     other = "_commit: 1.0.0\n_src_path: /elsewhere\nname: x\n"
@@ -245,7 +278,7 @@ def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> 
 def test_of_two_files_the_one_with_our_questions_is_ours(service: Path, trackbed: Run) -> None:
     more = "project_name: Billing\nvolume_path: /data\n"
     edit(service, ".copier-answers.yml", more)
-    write(service, {".copier-answers.other.yml": "_commit: 1.0.0\n_src_path: /x\nname: x\n"})
+    write(service, {".copier-answers.other.yml": "name: x\n", ".copier-answers.odd.yml": "{"})
     commit(service, "Another template's")
 
     assert "0.1.0, 0.2.0 is out" in trackbed("status", cwd=service).stdout

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DatabaseError, StatementError
+from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,7 +19,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.chassis import answers, features, health, logs, openapi, replication
-from app.chassis.database import Database, DatabaseBusyError, is_unavailable
+from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
 from app.chassis.http import Edge, ErrorBoundary, Guard, problem
 from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
@@ -185,6 +185,15 @@ def add_error_handlers(app: FastAPI) -> None:
         if isinstance(error.orig, TimeError):
             return problem(422, str(error.orig))
         raise error
+
+    @app.exception_handler(IntegrityError)
+    async def conflicting(_: Request, error: IntegrityError) -> JSONResponse:
+        found = find_conflict(error)
+        if found is None:
+            raise error
+        logger.info("The database refused a change: %s", error.orig)
+        detail, fields = found
+        return problem(409, detail, fields=fields)
 
     @app.exception_handler(DatabaseError)
     async def unavailable(_: Request, error: DatabaseError) -> JSONResponse:

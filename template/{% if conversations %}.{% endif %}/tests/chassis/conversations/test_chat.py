@@ -294,7 +294,7 @@ def test_only_answers_of_the_thread_are_resumed(service: Service) -> None:
     assert resume(first, "1-0") == 404
     assert resume(first, "7-0") == 404
     for malformed in ("2", "x-1", "-1-2", "2-", "9" * 19 + "-1"):
-        assert resume(first, malformed) == 422
+        assert resume(first, malformed) == 404
     assert service.messages(second) == []
 
 

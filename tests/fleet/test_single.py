@@ -21,6 +21,8 @@ FIRST = {
     "copier.yml": """\
 _subdirectory: template
 _skip_if_exists: [app/main.py]
+_envops:
+  undefined: jinja2.StrictUndefined
 backup:
   type: str
   default: railway

@@ -54,7 +54,7 @@ as streams are, may have twice as many, and takes none from the routes.
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for the write lock, in this process and between processes."""
 
-READERS_WAIT: Final = 1.0
+READERS_WAIT: Final = 2.0
 """Seconds that a route may wait to read before /health says so."""
 
 COLLECT_AFTER: Final = 0.1

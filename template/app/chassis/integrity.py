@@ -56,13 +56,17 @@ def find_faults(
 
 def find_damage(connection: sqlite3.Connection, *, quick: bool) -> tuple[str | None, list[str]]:
     """Do the same without a look at foreign keys."""
-    broken: Counter[str] = Counter()
     pragma = "quick_check" if quick else "integrity_check"
-    for (line,) in connection.execute(f"PRAGMA {pragma}({EVERY})"):
-        if OF_A_ROW.match(line):
+    broken: Counter[str] = Counter()
+    # the first line by itself, because looking on can fail where there is damage
+    for limit in (1, EVERY):
+        broken.clear()
+        for (line,) in connection.execute(f"PRAGMA {pragma}({limit})"):
+            if line == "ok":
+                return None, []
+            if not OF_A_ROW.match(line):
+                return " ".join(line.split()), []
             broken[line] += 1
-        elif line != "ok":
-            return " ".join(line.split()), []
     return None, [f"{line} ({count} {noun(count)})" for line, count in broken.items()]
 
 

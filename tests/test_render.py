@@ -55,6 +55,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "app/chassis/oauth/google.py": ("oauth_providers", "google"),
     "app/chassis/oauth/microsoft.py": ("oauth_providers", "microsoft"),
     "app/chassis/page/": ("features", "conversations", "oauth"),
+    "app/chassis/proxies.py": ("features", "conversations", "oauth"),
     "app/chassis/rotation.py": ("backup", "volume"),
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),

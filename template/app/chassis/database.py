@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -31,9 +32,9 @@ from app.chassis.sessions import (
     BlockSession,
     CursorKeeper,
     LentSession,
-    end_cursors,
     explain,
     lent,
+    take_back,
 )
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 from app.chassis.threads import Threads, Work, call_each
@@ -68,6 +69,9 @@ GROUP_SECONDS: Final = 0.02
 
 WRITER_POLL: Final = 0.005
 """Seconds that SQLite itself waits for the write lock before this module tries again."""
+
+HAS_DEFERRED: Final = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%INITIALLY DEFERRED%'"
+"""What finds foreign keys that SQLite checks at the commit only."""
 
 JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 
@@ -283,6 +287,8 @@ class Database:
             else:
                 with engine.connect() as connection, connection.begin():
                     until = time.monotonic() + GROUP_SECONDS
+                    if connection.exec_driver_sql(HAS_DEFERRED).first():
+                        until = 0.0  # the commit would refuse all of them for one's rows
                     while begun < len(works) and (not begun or time.monotonic() < until):
                         work = works[begun]
                         begun += 1
@@ -295,6 +301,8 @@ class Database:
         except Exception as error:
             # of these nothing is in the database; without a lock, nobody but the first knows yet
             begun = max(begun, 1)
+            if begun > 1 and isinstance(error, exc.IntegrityError):
+                error = DatabaseBusyError()  # one has deferred its foreign keys: who, nobody knows
             for work in works[:begun]:
                 work.error = work.error or error
         return begun
@@ -439,7 +447,7 @@ def make_engine(
             cursor.execute(f"PRAGMA {name}={value}")
         cursor.close()
 
-    event.listen(engine, "checkin", end_cursors)
+    event.listen(engine, "checkin", take_back)
     event.listen(engine, "handle_error", explain)
 
     @event.listens_for(engine, "begin")
@@ -514,6 +522,22 @@ def is_unavailable(error: exc.DBAPIError) -> bool:
     """Whether the database itself failed, rather than what was asked of it."""
     code: int = getattr(error.orig, "sqlite_errorcode", 0)
     return code & 0xFF in UNAVAILABLE
+
+
+def find_conflict(error: exc.IntegrityError) -> tuple[str, list[str]] | None:
+    """Return what a request conflicts with, and the columns if SQLite names them.
+
+    NOT NULL and CHECK depend on nothing that is stored, so a request that breaks them should have
+    been refused before: that is the service's error, as what a trigger of its own refuses.
+    """
+    text = str(error.orig)
+    if text.startswith("FOREIGN KEY constraint failed"):
+        return "It refers to something that does not exist, or something refers to it", []
+    if not text.startswith("UNIQUE constraint failed"):
+        return None
+    columns = re.findall(r"\w+\.(\w+)", text)
+    same = f"the same {', '.join(columns)}" if columns else "the same values"
+    return f"There is one with {same} already", columns
 
 
 def get_database(request: Request) -> Database:

@@ -12,6 +12,7 @@ their own, so that they never have to fit into the service's.
 import ast
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.chassis import features, integrity
+from app.chassis import features, integrity, storage
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
@@ -40,6 +41,17 @@ ACCEPT_TABLES: Final = (
     "make a first revision that accepts them: "
     '`uv run alembic -x existing revision --autogenerate -m "what there was"`'
 )
+
+DROPPED: Final = re.compile(
+    r"\b(?:DROP\s+(?:TRIGGER|VIEW|INDEX|TABLE)\s+(?:IF\s+EXISTS\s+)?|ALTER\s+TABLE\s+)"
+    r"(?:main\.)?[\"'`\[]?(\w+)",
+    re.IGNORECASE,
+)
+"""The name in a statement that takes something away, or gives it another name."""
+
+UNCOPIED: Final = re.compile(r"\b(?:AUTOINCREMENT|CHECK|COLLATE)\b")
+
+WORD: Final = re.compile(r"\w+")
 
 RENAME: Final = (
     "give one a name of its own, or name all by all of their columns, with column_0_N_name in the "
@@ -193,6 +205,30 @@ def create_database(database: Path) -> None:
             os.link(fresh, database)
 
 
+def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
+    """Return why a line of revisions cannot be run from its beginning to one end, if it cannot."""
+    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
+        names = ", ".join(sorted(missing))
+        return f"{names} is missing, and another one follows it; bring it back"
+    heads = heads_of(revisions)
+    if len(heads) > 1:
+        names = ", ".join(sorted(heads))
+        return f"{names} are all the newest; join them: `uv run alembic merge heads`"
+    if revisions and not heads:
+        return "each follows another one; one has to be the newest"
+    return None
+
+
+def require_line(schema: Schema) -> None:
+    """Refuse revisions that Alembic could not put in an order.
+
+    Raises:
+        StartupError: With what to do.
+    """
+    if fault := find_fault(read_revisions(schema.versions)):
+        raise StartupError(f"Database: of the revisions in {directory(schema)} {fault}.")
+
+
 def upgrade(database: Path) -> None:
     """Bring the database to this code's newest revision, creating it if it is missing.
 
@@ -201,6 +237,8 @@ def upgrade(database: Path) -> None:
     Raises:
         StartupError: The file is not a database or one without revisions, or a migration failed.
     """
+    for schema in schemas():
+        require_line(schema)
     require_database(database)
     try:
         connection = open_database(database)
@@ -260,6 +298,7 @@ def is_behind(connection: sqlite3.Connection, schema: Schema) -> bool:
 def run_alembic(database: Path, schema: Schema) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     attributes = {"database": database, "schema": schema}
     if schema.tables:
@@ -270,6 +309,11 @@ def run_alembic(database: Path, schema: Schema) -> None:
         config = Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes)
     try:
         command.upgrade(config, "head")
+    except CommandError as error:
+        raise StartupError(
+            f"Database: the migration was rolled back: {error}. Correct the revision in "
+            f"{directory(schema)}, or the rows that it stumbles over, and start again."
+        ) from None
     except Exception as error:
         logger.exception("Migration failed")
         raise StartupError(
@@ -293,9 +337,12 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     left as they are.
 
     Raises:
-        RuntimeError: Because of a revision, a row refers to one that does not exist.
+        alembic.util.CommandError: Because of a revision, a row refers to one that does not exist,
+            or what belongs to a table is gone.
     """
     from alembic import context
+    from alembic.util import CommandError
+    from sqlalchemy import event
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -303,15 +350,16 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     for feature in features.SCHEMAS:
         # makes its tables known to the metadata, which the service's own may refer to
         import_module(f"app.chassis.{feature.name}.models")
-    database = context.config.attributes.get("database") or settings.load().database_path
+    database = context.config.attributes.get("database") or prepared(settings)
     schema = context.config.attributes.get("schema") or schemas()[-1]
-    require_database(database)
     file = DatabaseFile(database)
     engine = migration_engine(file)
     try:
         with engine.begin() as connection:
             driver: Any = connection.connection.dbapi_connection
             tables, orphans = table_names(driver), integrity.find_orphans(driver)
+            beside, rules, said = beside_tables(driver), table_rules(driver), []
+            event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
             for line in integrity.describe(orphans):
                 logger.warning("Before the migration, and left as it is: %s", line)
             context.configure(
@@ -320,23 +368,96 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 render_as_batch=True,
                 transactional_ddl=True,
                 version_table=schema.version_table,
-                include_object=belongs_to(schema),
+                include_object=belongs_to(schema, unmanaged(driver, schema)),
                 # as if the database were empty, so that the revision makes what is there, too
                 include_name=(lambda *_: False) if existing else None,
-                process_revision_directives=directives(metadata, schema, existing=existing),
+                process_revision_directives=directives(
+                    metadata, schema, unmanaged(driver, schema), existing=existing
+                ),
             )
             context.run_migrations()
             left = integrity.find_orphans(driver)
             broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
             if broken:
-                raise RuntimeError("; ".join(integrity.describe(broken)))
+                raise CommandError("; ".join(integrity.describe(broken)))
+            for name, found in table_rules(driver).items():
+                for rule in rules.get(name, found) - found:
+                    logger.warning("The migration has taken %s from table %s", rule, name)
+            if lost := find_lost(driver, beside, said):
+                raise CommandError(
+                    f"it would lose {', '.join(lost)}, which SQLite drops with a table that is "
+                    "rebuilt: create it again in the same revision, after the change"
+                )
     finally:
         engine.dispose()
         file.close()
 
 
+def prepared(settings: type[ChassisSettings]) -> Path:
+    """Return the database for a command of Alembic's own, which a start has not prepared.
+
+    Raises:
+        CommandError: Alembic shows it as one line.
+    """
+    from alembic.util import CommandError
+
+    try:
+        loaded = settings.load()
+        storage.prepare(loaded)
+        require_database(loaded.database_path)
+    except StartupError as error:
+        raise CommandError(str(error)) from None
+    return loaded.database_path
+
+
+def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Return what Alembic does not know of: its kind and name, and its table's name."""
+    rows = connection.execute(
+        "SELECT type, name, tbl_name FROM sqlite_master AS found "
+        "WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL TABLE%' OR type = 'index' "
+        "AND EXISTS (SELECT 1 FROM pragma_index_xinfo(found.name) WHERE cid = -2)"  # an expression
+    )
+    return {(kind, name): table for kind, name, table in rows}
+
+
+def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
+    """Return how often each table's own text has a rule that Alembic does not copy."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+    return {name: Counter(UNCOPIED.findall(sql.upper())) for name, sql in rows}
+
+
+def find_lost(
+    connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], said: Iterable[str]
+) -> list[str]:
+    """Return what has gone without a statement that names it, though its table is there."""
+    named = {name.lower() for statement in said for name in DROPPED.findall(statement)}
+    after, tables = beside_tables(connection), table_names(connection)
+    return [
+        f"the {kind} {name}"
+        for (kind, name), table in before.items()
+        if (kind, name) not in after
+        and name.lower() not in named
+        and (table in tables or table == name)
+    ]
+
+
+def unmanaged(connection: sqlite3.Connection, schema: Schema) -> set[str]:
+    """Return the tables that no revision has made, and the virtual ones with what they consist of.
+
+    Alembic would drop them, because no model has them.
+    """
+    kinds = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'")
+    files = schema.versions.glob("*.py")
+    words = {word for file in files for word in WORD.findall(file.read_text(encoding="utf-8"))}
+    return {
+        name
+        for name, kind in kinds
+        if kind in {"virtual", "shadow"} or (kind == "table" and name not in words)
+    }
+
+
 def directives(
-    metadata: "MetaData", schema: Schema, *, existing: bool
+    metadata: "MetaData", schema: Schema, unmanaged: set[str], *, existing: bool
 ) -> Callable[["MigrationContext", object, "list[MigrationScript]"], None]:
     """Return what looks at a revision that Alembic has made by comparing."""
 
@@ -345,6 +466,13 @@ def directives(
 
         if shared := shared_names(metadata):
             raise CommandError(f"{'; '.join(shared)}. Alembic would see one of them: {RENAME}.")
+        theirs = {*names_of_features(), schema.version_table, "sqlite_schema", "sqlite_sequence"}
+        if left := sorted(unmanaged - metadata.tables.keys() - theirs):
+            logger.warning(
+                "Left as they are, because Alembic cannot compare them or no revision has made "
+                "them: %s",
+                ", ".join(left),
+            )
         for line in unseen_checks(context, metadata, schema):
             logger.warning(line)
         if existing:
@@ -401,13 +529,20 @@ def accept_tables(scripts: "list[MigrationScript]") -> None:
                 one.if_not_exists = True
 
 
-def belongs_to(schema: Schema) -> Callable[..., bool]:
-    """What Alembic compares: the line's own tables, or for the service's all but the features'."""
+def belongs_to(schema: Schema, unmanaged: Iterable[str] = ()) -> Callable[..., bool]:
+    """Return whether Alembic compares a table: one of the line's own, as a feature has them.
+
+    The service's line has all that are neither a feature's nor unmanaged.
+    """
     theirs = names_of_features()
 
-    def include_object(item: "SchemaItem", name: str, kind: str, *_: object) -> bool:
+    def include_object(
+        item: "SchemaItem", name: str, kind: str, reflected: bool = False, model: object = None
+    ) -> bool:
         if kind != "table":
             return True
+        if reflected and model is None and name in unmanaged:
+            return False
         return name in schema.tables if schema.tables else name not in theirs
 
     return include_object

@@ -202,6 +202,7 @@ class Output:
         self.descriptor = descriptor
         self.shared = shared
         self.tell = tell
+        self.left = min(LEFT, shared.usual.lines // 5)
         self.owner = os.getpid()
         self.torn = False
         """Whether a write has ended within a line."""
@@ -222,7 +223,7 @@ class Output:
 
     def put_request(self, status: int, milliseconds: float, line: Callable[[], str]) -> None:
         """Write a request's line, or count it."""
-        if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=LEFT):
+        if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=self.left):
             self.put(line().encode(errors="backslashreplace") + b"\n")
         else:
             self.count(STATUS + min(status, 599), DURATION + bucket(milliseconds))

@@ -7,9 +7,10 @@ FastAPI by itself changes threads for the function, again for its answer, and fo
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args
 
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_typed_signature
 from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -95,10 +96,10 @@ def called_in_thread(
 
         return await run(connection.app.state.database, call)
 
-    signature = inspect.signature(endpoint)
-    hints = get_type_hints(endpoint, include_extras=True) | {name: HTTPConnection}
+    # FastAPI's own reading: names of the answer may be known to the type checker alone
+    signature = get_typed_signature(endpoint)
     parameters = [
-        parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+        parameter.replace(annotation=HTTPConnection) if parameter.name == name else parameter
         for parameter in signature.parameters.values()
     ]
     in_thread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -66,7 +66,8 @@ class LentSession(Session):
         """Close the session and refuse all later use of it, and of its results."""
         connection = self._connection or self.bind
         if is_usable(connection):
-            end_cursors(connection.connection.dbapi_connection)
+            driver: Any = connection.connection.dbapi_connection
+            driver.end_cursors()
         # a thread of the route's may be about to use it, and is refused from now on
         with suppress(exc.IllegalStateChangeError):
             super().close()
@@ -208,10 +209,13 @@ class CursorKeeper(sqlite3.Connection):
             super().close()
 
 
-def end_cursors(connection: Any, _: object = None) -> None:
-    """End the cursors of a connection that goes back to its pool, unless it has been given up."""
+def take_back(connection: Any, _: object = None) -> None:
+    """End what is open on a connection that goes back to its pool, unless it has been given up."""
     if connection is not None:
         connection.end_cursors()
+        # a refused COMMIT, as of a deferred foreign key, leaves SQLite's transaction open
+        if connection.in_transaction:
+            connection.rollback()
 
 
 def explain(context: ExceptionContext) -> None:

@@ -13,8 +13,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
+
+from anyio._core._eventloop import threadlocals
+from anyio.lowlevel import EventLoopToken, current_token
 
 Result = TypeVar("Result")
 
@@ -28,7 +32,17 @@ TOGETHER: Final = 0.004
 class Work(Generic[Result]):
     """A function to call once, and who waits for its result until a deadline."""
 
-    __slots__ = ("context", "deadline", "error", "function", "future", "groups", "loop", "result")
+    __slots__ = (
+        "context",
+        "deadline",
+        "error",
+        "function",
+        "future",
+        "groups",
+        "loop",
+        "result",
+        "token",
+    )
 
     def __init__(
         self, function: Callable[[Any], Result], deadline: float, *, groups: bool = False
@@ -40,6 +54,7 @@ class Work(Generic[Result]):
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Result] = self.loop.create_future()
         self.error: BaseException | None = None
+        self.token = token_of(self.loop)
 
     @property
     def left(self) -> float:
@@ -48,6 +63,8 @@ class Work(Generic[Result]):
 
     def call(self, argument: object) -> None:
         """In a thread: keep the result, or the error for whoever awaits it."""
+        # for `anyio.from_thread`, as in a thread of anyio's own
+        threadlocals.current_token = self.token
         try:
             self.result = self.context.run(self.function, argument)
         except StopIteration as error:
@@ -65,6 +82,12 @@ class Work(Generic[Result]):
             self.future.set_result(self.result)
         else:
             self.future.set_exception(self.error)
+
+
+@lru_cache(maxsize=1)
+def token_of(_: asyncio.AbstractEventLoop) -> EventLoopToken:
+    """Return the running event loop's token, which only it can make."""
+    return current_token()
 
 
 def call_each(group: Sequence[Work[Any]]) -> None:

@@ -1,7 +1,6 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
 """Rows that break a rule stop nothing but the migration that has made them."""
 
-import logging
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -97,7 +96,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "added"
-down_revision = "{{head}}"
+down_revision = "{head}"
 branch_labels = None
 depends_on = None
 
@@ -111,7 +110,7 @@ def upgrade() -> None:
 def test_a_migration_passes_with_what_was_there(
     broken: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add_revision(REVISION.format(statement=PASSES[name].lstrip()))
+    add_revision(REVISION.replace("{statement}", PASSES[name].lstrip()))
     migrate.upgrade(broken)
     with closing(open_database(broken)) as connection:
         assert "added" in migrate.current_revisions(connection)
@@ -120,15 +119,12 @@ def test_a_migration_passes_with_what_was_there(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_migration_is_refused_for_what_it_broke(
-    broken: Path, add_revision: Callable[[str], str], name: str, caplog: pytest.LogCaptureFixture
+    broken: Path, add_revision: Callable[[str], str], name: str
 ) -> None:
     before = broken.read_bytes()
-    add_revision(REVISION.format(statement=REFUSED[name].lstrip()))
-    with pytest.raises(StartupError, match="rolled back"):
+    add_revision(REVISION.replace("{statement}", REFUSED[name].lstrip()))
+    with pytest.raises(StartupError, match=r"rolled back: table .* is in no row of parents"):
         migrate.upgrade(broken)
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.exc_info
-    assert "is in no row of parents" in str(record.exc_info[1])
     assert broken.read_bytes() == before
 
 

@@ -10,11 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.chassis import openapi
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
 from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
-from app.chassis.conversations.turns import Turn, is_blank
+from app.chassis.conversations.turns import VISIBLE, Turn, is_blank
 from app.chassis.database import Database, Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
 from app.chassis.routing import DatabaseRoute
@@ -45,7 +46,9 @@ def not_blank(text: str) -> str:
     return text
 
 
-Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+NotBlank = Annotated[str, AfterValidator(not_blank), Field(json_schema_extra={"pattern": VISIBLE})]
+
+Title = Annotated[NotBlank, Field(min_length=1, max_length=200)]
 
 EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")]
 
@@ -68,7 +71,7 @@ class ThreadOut(BaseModel):
 
 
 class MessageIn(BaseModel):
-    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(not_blank)]
+    text: Annotated[NotBlank, Field(min_length=1, max_length=MAX_TEXT)]
     role: Literal["user"] = "user"
 
 
@@ -173,7 +176,11 @@ def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
     session.delete(find_thread(session, thread_id, owner))
 
 
-@router.post("/{thread_id}/chat")
+@router.post(
+    "/{thread_id}/chat",
+    response_class=EventStream,
+    responses={429: openapi.problem("Too many answers to the person are still being written")},
+)
 async def chat(
     thread_id: Id,
     message: MessageIn,
@@ -228,7 +235,7 @@ def keep_question(
     return answer.id, turns
 
 
-@router.get("/{thread_id}/messages/{message_id}/stream")
+@router.get("/{thread_id}/messages/{message_id}/stream", response_class=EventStream)
 def stream_message(
     thread_id: Id,
     message_id: Id,

@@ -146,7 +146,8 @@ def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:
     """The command that replicates for as long as the server runs, and ends as it ends."""
     if not settings.replicated:
         return command
-    return [binary(), "replicate", "-config", str(CONFIG), "-exec", shlex.join(command)]
+    relay = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py"))]
+    return [*relay, binary(), "replicate", "-config", str(CONFIG), "-exec", shlex.join(command)]
 
 
 def binary() -> str:

@@ -21,12 +21,18 @@ FIRST = {
     "copier.yml": """\
 _subdirectory: template
 _skip_if_exists: [app/main.py]
+_envops:
+  undefined: jinja2.StrictUndefined
 backup:
   type: str
   default: railway
 builder:
   type: str
   default: dockerfile
+refuse:
+  type: str
+  when: false
+  default: "{{ {}['builder: Must be dockerfile or railpack'] if builder == 'heroku' else '' }}"
 """,
     "ownership.toml": '[[template]]\npaths = ["app/chassis/", "tests/chassis/"]\n',
     "docs/upgrading.md": "# Upgrading\n\n## 0.2.0\n\nTwo.\n\n## 0.1.0\n\nOne.\n",
@@ -652,3 +658,58 @@ def test_an_interrupted_update_leaves_the_service_as_it_was(
     assert (out, err) == (b"", b"")
     assert fingerprint(service) == before
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def filtering(service: Path, script: str) -> None:
+    """A filter of the person's own, which git runs for each file that it checks out."""
+    write(service, {".gitattributes": "app/chassis/worker.py filter=slow\n"})
+    commit(service, "A filter")
+    for key, value in (("smudge", script), ("clean", "cat"), ("required", "true")):
+        git(service, "config", f"filter.slow.{key}", value)
+
+
+def test_a_file_that_cannot_be_written_undoes_the_others(
+    service: Path, trackbed: Run, fingerprint: Callable[[Path], dict[str, str]]
+) -> None:
+    filtering(service, "exit 1")
+    before = fingerprint(service)
+
+    refused(trackbed("update", "--no-lock", cwd=service), "nothing is updated: ")
+
+    assert fingerprint(service) == before
+
+
+def test_an_interruption_while_files_are_written_undoes_them(
+    service: Path,
+    environment: dict[str, str],
+    fingerprint: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    filtering(service, f"touch {tmp_path}/writing; sleep 3; cat")
+    before = fingerprint(service)
+    process = subprocess.Popen(
+        command("update", "--no-lock"),
+        cwd=service,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "writing").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert fingerprint(service) == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_an_answer_that_is_refused_leaves_nothing(service: Path, trackbed: Run) -> None:
+    """The template's own message, without the way in which it ended Copier."""
+    done = trackbed("update", "--no-lock", "-d", "builder=heroku", cwd=service)
+    refused(done, "builder: Must be dockerfile or railpack")
+    assert git(service, "status", "--porcelain") == ""

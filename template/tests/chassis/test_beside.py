@@ -117,7 +117,9 @@ def test_autogenerate_leaves_them_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    add_revision(REVISION.replace("{statements}", 'op.execute("DROP TABLE IF EXISTS pages_of_old")'))
+    add_revision(
+        REVISION.replace("{statements}", 'op.execute("DROP TABLE IF EXISTS pages_of_old")')
+    )
     with closing(open_database(beside)) as connection:
         connection.execute("CREATE TABLE pages_of_old (id INTEGER PRIMARY KEY)")
         connection.execute("UPDATE alembic_version SET version_num = 'added'")

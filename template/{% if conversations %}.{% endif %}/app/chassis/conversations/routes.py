@@ -1,6 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The routes of threads and their messages."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Final, Literal
@@ -50,7 +51,7 @@ NotBlank = Annotated[str, AfterValidator(not_blank), Field(json_schema_extra={"p
 
 Title = Annotated[NotBlank, Field(min_length=1, max_length=200)]
 
-EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")]
+EVENT_ID: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
 
 
 class ThreadIn(BaseModel):
@@ -187,7 +188,7 @@ async def chat(
     owner: Owner,
     database: Annotated[Database, Depends(get_database)],
     replies: OpenReplies,
-    last_event_id: LastEventId[EventId | None] = None,
+    last_event_id: LastEventId[str | None] = None,
 ) -> EventStream:
     """Keep a message, and stream the answer to it.
 
@@ -197,7 +198,7 @@ async def chat(
     """
     # Only who may ask, and has asked for something, gets as far as the database.
     if last_event_id is not None:
-        position = Position.parse(last_event_id)
+        position = find_position(last_event_id)
         await database.run_reading(partial(find_answer, thread_id, position, owner))
         return EventStream(replies.resume(position))
     with replies.asked(owner):
@@ -242,16 +243,27 @@ def stream_message(
     session: Reader,
     owner: Owner,
     replies: OpenReplies,
-    last_event_id: LastEventId[EventId | None] = None,
+    last_event_id: LastEventId[str | None] = None,
 ) -> EventStream:
     """An answer from its first character, or after Last-Event-ID; an EventSource can read it."""
     position = Position(message_id, 0)
     if last_event_id is not None:
-        position = Position.parse(last_event_id)
+        position = find_position(last_event_id)
     if position.message_id != message_id:
-        raise HTTPException(422, "Last-Event-ID is of another message")
+        raise HTTPException(404, "Last-Event-ID is of another message")
     find_answer(thread_id, position, owner, session)
     return EventStream(replies.resume(position))
+
+
+def find_position(event_id: str) -> Position:
+    """Return the position that an event's id names.
+
+    Raises:
+        HTTPException: 404
+    """
+    if not EVENT_ID.fullmatch(event_id):
+        raise HTTPException(404, "Last-Event-ID is of no answer")
+    return Position.parse(event_id)
 
 
 def find_answer(thread_id: int, position: Position, owner: int | None, session: Session) -> None:

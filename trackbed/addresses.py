@@ -17,7 +17,7 @@ STRANGERS = ("https", "ssh")
 """Protocols that prove whom one talks to."""
 CASELESS = ("github.com", "gitlab.com", "bitbucket.org")
 """Hosts that do not tell names of repositories apart by their case."""
-MISTAKEN = re.compile(r"[\x00-\x20\x7f\\\"'<>`^{|}]")
+MISTAKEN = re.compile("[\x00-\x20\x7f\\\\\"'<>`^{|}\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def of_a_stranger(address: str) -> str:
     text = expanded(address)
     if not is_url(text) or text.lower().startswith("file:"):
         path = path_of(text)
-        if path.is_absolute() and text.isprintable() and not os.path.lexists(path):
+        if path.is_absolute() and is_path(text) and not os.path.lexists(path):
             raise ServiceError(f"the template is gone: {shown(address)}")
         hint = f": if {address} is yours, add --template or --address {address}"
         raise ServiceError(
@@ -132,9 +132,17 @@ def normalized(address: str, base: Path | None = None) -> str:
             return parse(address).repository
         except ServiceError:
             return address
-    if "\0" in text:
+    if not is_path(text):
         return address
     return os.path.realpath((base or Path.cwd()) / path_of(text))
+
+
+def is_path(text: str) -> bool:
+    """Whether there can be a file of that name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def path_of(text: str) -> Path:

@@ -29,7 +29,7 @@ def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[I
         if answers.get("_src_path")
     )
     today = datetime.now(UTC).date()
-    return [describe(service, read[service], catalogue, today) for service in services]
+    return [attempt(service, read[service], catalogue, today) for service in services]
 
 
 Read = tuple[Path, dict[str, Any]] | ServiceError
@@ -47,6 +47,14 @@ def attempt_read(service: Service, catalogue: Catalogue) -> Read:
         return error
     except Exception as error:  # one service never stops the others
         return unexpected(error)
+
+
+def attempt(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:
+    try:
+        return describe(service, read, catalogue, today)
+    except Exception as error:  # one service never stops the others
+        problem = str(unexpected(error))
+        return Inventory(name=service.name, where=where(service), problem=problem)
 
 
 def describe(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from trackbed import parallel
 from trackbed.addresses import relative_hint
 from trackbed.attempt import Job
-from trackbed.errors import ServiceError, unexpected
+from trackbed.errors import FleetError, ServiceError, unexpected
 from trackbed.model import Item, Service
 from trackbed.releases import recognize
 from trackbed.services import find_answers, last_commit, open_repository, top, where
@@ -127,6 +127,10 @@ def prepare_one(
         )
     except ServiceError as error:
         return error
+    except FleetError:
+        raise
+    except Exception as error:  # one service never stops the others
+        return unexpected(error)
 
 
 def read(service: Service, template: Template | None) -> Opened | ServiceError:

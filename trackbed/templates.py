@@ -13,7 +13,7 @@ from typing import Any
 
 from trackbed.addresses import expanded, is_url, normalized, of_a_stranger, shown
 from trackbed.bounded import MEGABYTE
-from trackbed.errors import FleetError, ServiceError
+from trackbed.errors import FleetError, ServiceError, unexpected
 from trackbed.files import require_inside
 from trackbed.git import at, commit_of, for_a_stranger, git, links_of, require_git
 from trackbed.model import Release, Service
@@ -176,6 +176,8 @@ class Sources:
             return repository(path if path in self.template.addresses else self.template.address)
         except ServiceError as error:
             return error
+        except Exception as error:  # one service never stops the others
+            return unexpected(error)
 
 
 def releases_of(template: Template) -> list[Release]:

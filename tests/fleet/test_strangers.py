@@ -395,6 +395,13 @@ ODD = [
     "gh:../x",
     "\0",
     "x" * 5000,
+    "/x\ud800",
+    "https://git.example/\ud800",
+    ["a", "list"],
+    {"a": "table"},
+    12,
+    "/dev/zero",
+    "/proc/self/root",
 ]
 
 
@@ -403,7 +410,8 @@ def test_an_odd_address_or_commit_is_a_reason(
 ) -> None:
     for number, text in enumerate(ODD):
         fabricate(f"address-{number}", source=json.dumps(text))
-    commits = ["9" * 5000, "1.0-" + "9" * 5000 + "-gabc1234", "x" * 5000, "9.9.9", "HEAD"]
+    commits: list[object] = [["a"], {"a": 1}, "1.0.0\ud800", True, "v" + "1" * 99, "1!" + "9" * 60]
+    commits += ["9" * 5000, "1.0-" + "9" * 5000 + "-gabc1234", "x" * 5000, "9.9.9", "HEAD"]
     for number, text in enumerate(commits):
         fabricate(f"commit-{number}", version=json.dumps(text))
     services = fabricate("good").parent
@@ -413,7 +421,8 @@ def test_an_odd_address_or_commit_is_a_reason(
     assert found["good"]["behind"] == 1
     for name, row in found.items():
         if name != "good":
-            assert row["unknown"], row
+            assert row["unknown"] or row["problem"], row
+            assert "unexpected" not in f"{row['unknown']} {row['problem']}"
             assert (row["version"], row["behind"]) == (None, None) or "address" in name
 
 

@@ -664,7 +664,7 @@ def test_a_services_own_cors_is_asked_first_and_covers_refusals(settings: Settin
 
 def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_path: Path) -> None:
     app = make_app(settings)
-    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / "sheet.html").write_text("<p>")
     app.mount("/static", StaticFiles(directory=tmp_path))
 
     @app.get("/explicit")
@@ -673,7 +673,7 @@ def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_pa
 
     @app.get("/file")
     def file() -> Response:
-        return FileResponse(tmp_path / "page.html")
+        return FileResponse(tmp_path / "sheet.html")
 
     @app.get("/signed-in")
     def signed_in() -> Response:
@@ -686,9 +686,9 @@ def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_pa
     client = caller(app)
     for path in ("/health", "/docs", "/openapi.json", "/missing", "/notes", "/signed-in"):
         assert client.get(path).headers.get_list("Cache-Control") == ["no-store"], path
-    page = client.get("/static/page.html")
+    page = client.get("/static/sheet.html")
     assert page.headers.get_list("Cache-Control") == ["no-cache"]
-    again = client.get("/static/page.html", headers={"If-None-Match": page.headers["ETag"]})
+    again = client.get("/static/sheet.html", headers={"If-None-Match": page.headers["ETag"]})
     assert (again.status_code, again.headers["Cache-Control"]) == (304, "no-cache")
     assert client.get("/file").headers["Cache-Control"] == "no-cache"
     assert client.get("/explicit").headers.get_list("Cache-Control") == ["public, max-age=60"]

@@ -330,14 +330,16 @@ def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) 
         files(
             render(
                 builder=builder,
-                backup="litestream",
+                backup=backup,
                 ci="github",
                 features=["conversations", "oauth"],
                 ai_provider="anthropic",
                 oauth_providers=["google", "microsoft"],
             )
         )
-        for builder in labels("builder").values()
+        for builder, backup in zip(
+            labels("builder").values(), ("litestream", "volume", "none"), strict=True
+        )
     ]
     expected = {rendered_name(name) for name in files(snapshot / "template")}
     assert set().union(*rendered) == expected

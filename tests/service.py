@@ -56,6 +56,8 @@ class Service:
             # a login shell sets PATH anew; its profile is what an image would have
             "HOME": str(data),
             "DATABASE_URL": f"sqlite:///{data}/app.db",
+            # as in production
+            "LOCK_TIMEOUT": "120",
             **({} if port == 8000 else {"PORT": str(self.port)}),
             **variables,
         }

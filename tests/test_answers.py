@@ -120,9 +120,7 @@ def test_name_from_the_folder_one_is_in(
     assert recorded(folder)["project_name"] == "Billing api"
 
 
-@pytest.mark.parametrize(
-    ("profile", "backup"), [("pilot", "volume"), ("production", "litestream")]
-)
+@pytest.mark.parametrize(("profile", "backup"), [("pilot", "volume"), ("production", "litestream")])
 def test_profile_moves_defaults(profile: str, backup: str, snapshot: Path, tmp_path: Path) -> None:
     pilot = defaults(snapshot, tmp_path / "billing")
     answers = defaults(snapshot, tmp_path / "billing", profile=profile)

@@ -1,6 +1,7 @@
 """The Dockerfile, built as it is and run in both ways that it has to run."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import ROOT, Answers, tool
+from test_larger_repository import WORKSPACE
 
 pytestmark = [
     pytest.mark.long,
@@ -27,9 +29,12 @@ CASES = [
 ]
 
 
-def lab(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def lab(project: Path, *arguments: str, directory: str = ".") -> subprocess.CompletedProcess[str]:
     command = [ROOT / "scripts" / "container-lab", project, *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900)
+    variables = os.environ | {"SERVICE_DIRECTORY": directory}
+    return subprocess.run(
+        command, env=variables, capture_output=True, encoding="utf-8", timeout=900
+    )
 
 
 @pytest.fixture
@@ -79,6 +84,25 @@ def test_the_image_runs_with_and_without_root(
     (refusal,) = (line for line in lines if line.startswith("refused: Storage: "))
     assert f"cannot write to {answers['volume_path']} as uid 10002" in refusal
     assert "RAILWAY_RUN_UID=0" in refusal
+
+
+def test_a_member_of_a_uv_workspace_is_built_at_its_root(
+    render: Callable[..., Path], tmp_path: Path
+) -> None:
+    shop, directory = tmp_path / "shop", "services/billing"
+    for name in ("billing", "orders"):
+        shutil.copytree(render(project_name=name), shop / "services" / name)
+    shutil.copy2(shop / directory / ".dockerignore", shop)
+    (shop / "pyproject.toml").write_text(WORKSPACE, encoding="utf-8")
+    subprocess.run([tool("uv"), "lock", "--quiet"], cwd=shop, check=True)
+
+    done = lab(shop, "/data", *RAILWAY, directory=directory)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert {"unprivileged: exit 0", "root-owned: exit 0", "refused: exit 1"} <= set(lines)
+    (contained,) = (line.split() for line in lines if line.startswith("contains: "))
+    assert {"app", "migrations", ".venv", "pyproject.toml"} <= set(contained)
 
 
 def test_a_missing_lock_is_one_clear_line(context: Callable[..., Path]) -> None:

@@ -7,17 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from copier._main import Worker
 
-from support import COMBINATIONS, Answers, identify
+from support import COMBINATIONS, Answers, git, identify, recorded
 
 RunCopier = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def printed(
-    run_copier: RunCopier, template: Path, project: Path, **answers: str | int | list[str]
+    run_copier: RunCopier,
+    template: Path,
+    project: Path,
+    *options: str,
+    **answers: str | int | list[str],
 ) -> str:
     data = [part for name, value in answers.items() for part in ("-d", f"{name}={value}")]
-    done = run_copier("copy", "--defaults", *data, template, project)
+    done = run_copier("copy", "--defaults", *options, *data, template, project)
     assert done.returncode == 0, done.stderr
     return done.stderr[done.stderr.index("is in ") :]
 
@@ -77,3 +82,47 @@ def test_with_sign_in_the_address_comes_before_the_service(
     assert re.findall(r"--(?:service|name) (\S+)", message) == ["billing-api"] * 4
     assert message.index("railway domain") < message.index("README.md, Sign-in")
     assert message.index("README.md, Sign-in") < message.index("railway up")
+
+
+def test_a_relative_source_is_recorded_as_where_it_leads(
+    run_copier: RunCopier, template: Path, tmp_path: Path
+) -> None:
+    """Relative to where the copy was made, it would lead nowhere from the project."""
+    for place, source in ((template, "."), (template.parent, template.name)):
+        project = tmp_path / f"project-{template.name}-{source.strip('.')}"
+        done = run_copier("copy", "--defaults", source, project, cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert recorded(project)["_src_path"] == str(template.resolve())
+        assert f"It was made from {template.resolve()}, a directory of this machine" in done.stderr
+        assert "no release" not in done.stderr
+
+
+def test_a_copy_from_no_release_says_so(
+    run_copier: RunCopier, template: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(template), str(clone))
+    git(clone, "commit", "--quiet", "--allow-empty", "--message", "Later")
+    message = printed(
+        run_copier, clone, tmp_path / "project", "--vcs-ref=HEAD", project_name="Billing API"
+    )
+    assert "It was made from a commit that is no release" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("gh:acme/trackbed", "https://github.com/acme/trackbed.git"),
+        ("gl:acme/group/trackbed.git", "https://gitlab.com/acme/group/trackbed.git"),
+        ("git+https://example.com/trackbed.git", "https://example.com/trackbed.git"),
+        ("git+https://example.com/trackbed", "git+https://example.com/trackbed"),
+        ("git@example.com:acme/trackbed.git", "git@example.com:acme/trackbed.git"),
+        ("/nowhere/trackbed", "/nowhere/trackbed"),
+        ("nowhere", "nowhere"),
+    ],
+)
+def test_addresses_are_recorded_in_full(template: Path, source: str, address: str) -> None:
+    """Renovate, git and uv do not know Copier's short forms."""
+    text = "{% from pathjoin('hooks', 'names.jinja') import address %}{{ address(source) }}"
+    with Worker(src_path=str(template)) as worker:
+        assert worker.jinja_env.from_string(text).render(source=source) == address

@@ -49,7 +49,8 @@ def test_the_readme_tells_of_it_and_its_command_renders_it(
     assert f"[{file}]({file})" in README
     [command] = [line for line in README.splitlines() if f"--data-file {file} " in line]
     *arguments, source, folder = shlex.split(command.removeprefix("uvx copier "))
-    assert (source, folder) == (".", "../my-service")
+    # an absolute source: `.` would lead nowhere from the project
+    assert (source, folder) == ("$PWD", "../my-service")
 
     project = tmp_path / "my-service"
     done = run_copier(*arguments, template, project, cwd=ROOT)

@@ -361,6 +361,30 @@ def test_source_is_what_people_fill_in(render: Render, tmp_path: Path) -> None:
     assert service["source"] == {"type": "github", "repo": "owner/name", "branch": "main"}
 
 
+def test_what_the_readme_says_of_larger_repositories(render: Render, tmp_path: Path) -> None:
+    project = copy(render(), tmp_path)
+    page = (project / "README.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"`(github\(REPOSITORY, .*?\))`", page)
+    [built] = re.findall(r'`"dockerfilePath": "(.*?)"`', page)
+    [variable] = re.findall(r'`("SERVICE_DIRECTORY": .*?,)`', page)
+    program, file = project / ".railway/railway.py", project / "railway.json"
+    text = program.read_text(encoding="utf-8").replace("github(REPOSITORY)", source)
+    anchor = "    # your own variables, one a line\n"
+    text = text.replace(anchor, f"{anchor}    {variable}\n")
+    program.write_text(text, encoding="utf-8")
+    config = load_json(file)
+    config["build"]["dockerfilePath"] = built
+    file.write_text(json.dumps(config), encoding="utf-8")
+    fill_in(project, REPOSITORY="owner/name")
+
+    [service] = resources(declared(project, tmp_path), "service")
+
+    assert service["source"]["rootDirectory"] == "services/billing-api"
+    assert service["build"]["dockerfilePath"] == "services/billing-api/Dockerfile"
+    directory = service["variables"]["SERVICE_DIRECTORY"]
+    assert directory == {"type": "literal", "value": "services/billing-api"}
+
+
 def test_sdk_reads_every_keyword(render: Render) -> None:
     known = set(re.findall(r'config\.get\(\s*"(\w+)"', inspect.getsource(railway_sdk)))
     assert {"build", "deploy", "volumeMounts"} <= known

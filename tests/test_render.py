@@ -55,6 +55,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "app/chassis/oauth/google.py": ("oauth_providers", "google"),
     "app/chassis/oauth/microsoft.py": ("oauth_providers", "microsoft"),
     "app/chassis/page/": ("features", "conversations", "oauth"),
+    "app/chassis/proxies.py": ("features", "conversations", "oauth"),
     "app/chassis/rotation.py": ("backup", "volume"),
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),
@@ -67,6 +68,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "tests/chassis/oauth/test_microsoft.py": ("oauth_providers", "microsoft"),
     "tests/chassis/test_litestream.py": ("backup", "litestream"),
     "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
+    "tests/chassis/test_litestream_relay.py": ("backup", "litestream"),
     "tests/chassis/test_page.py": ("features", "conversations", "oauth"),
     "tests/chassis/test_rotation.py": ("backup", "volume"),
 }

@@ -37,6 +37,28 @@ def test_the_first_command_renders_and_serves() -> None:
         assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
 
 
+def test_the_first_command_leaves_the_next_ones_usable(tmp_path: Path) -> None:
+    """Somebody who has Python and git only has uv afterwards, in the same terminal."""
+    clone = tmp_path / "a clone"
+    clone.mkdir()
+    stand_in = f"{clone}/.venv/bin"
+    # what takes minutes does nothing here, and leaves what it would have installed
+    script = f"""
+        python3() {{ mkdir -p .venv/bin; for n in pip copier uv uvx; do
+            printf '#!/bin/sh\\n' > .venv/bin/$n; chmod +x .venv/bin/$n; done; }}
+        {commands()[0]}
+        command -v uv uvx copier
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=clone,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.stdout.split("\n")[:-1] == [f"{stand_in}/{n}" for n in ("uv", "uvx", "copier")]
+
+
 def test_the_readme_lists_the_questions_in_their_order() -> None:
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ASKED)
 

@@ -13,19 +13,15 @@ from typing import Any
 from zlib import crc32
 
 from trackbed import render
-from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError
 from trackbed.files import read_within, require_inside
-from trackbed.git import borrow, checkout_settings, git, own_path
+from trackbed.git import BYTES, borrow, checkout_settings, git, links_of, own_path
 from trackbed.model import Attempt, Loss, Service
 from trackbed.services import ANSWERS
 from trackbed.templates import Step
 
 MARKERS = {b"<<<<<<< before updating", b">>>>>>> after updating"}
 VERSION_LINES = re.compile(rb"^(_commit|_src_path):.*\n?", re.MULTILINE)
-FILES = 200_000
-BYTES = 2048 * MEGABYTE
-"""Files, and bytes of them together, that a service may have."""
 TOKEN = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -74,7 +70,7 @@ def clone(job: Job, directory: Path) -> Path:
     if isinstance(job.commit, ServiceError):
         raise ServiceError(str(job.commit))
     here = f"--git-dir={borrow(job.top, directory, job.commit)}"
-    links = measure(git(directory, here, "ls-tree", "-r", "-l", "-z", "--full-tree", job.commit))
+    links = links_of(directory, job.commit)
     git(directory, here, f"--work-tree={directory}", "reset", "--quiet", "--hard")
     require_inside(directory, links)
     project = directory / job.inside
@@ -85,24 +81,6 @@ def clone(job: Job, directory: Path) -> Path:
     if not found:
         raise ServiceError(f"its last commit has no {job.answers_file}")
     return project
-
-
-def measure(listed: str) -> list[str]:
-    """The symbolic links of a tree. Raises ServiceError: it would fill the disk."""
-    links, total, number = [], 0, 0
-    for entry in filter(None, listed.split("\0")):
-        facts, name = entry.split("\t", 1)
-        mode, kind, _, size = facts.split()
-        number += 1
-        total += int(size) if kind == "blob" else 0
-        if mode == "120000":
-            links.append(name)
-    if number > FILES or total > BYTES:
-        raise ServiceError(
-            f"its last commit has {number} files of {total // MEGABYTE} MB together: "
-            f"more than {FILES} or {BYTES // MEGABYTE} MB"
-        )
-    return links
 
 
 def uncommitted(job: Job) -> bool:
@@ -120,6 +98,9 @@ def uncommitted(job: Job) -> bool:
                 path = own_path(job.top, name)
                 data = read_within(path.parent, Path(path.name), BYTES)
                 (here / name).write_bytes(data)
+                for shared in path.parent.glob("sharedindex.*"):  # of an index that is split
+                    data = read_within(path.parent, Path(shared.name), BYTES)
+                    (here / shared.name).write_bytes(data)
         options = [f"--git-dir={here}", f"--work-tree={job.top}", *checkout_settings(job.top)]
         asked = ["status", "--porcelain", "-z", "--ignore-submodules=all", "--", str(job.inside)]
         return bool(git(job.top, *options, *asked))
@@ -132,7 +113,8 @@ def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
         ServiceError: Copier gave up.
     """
     try:
-        with render.prepared(job.step.old, job.step.new, job.step.target, scratch):
+        target = job.step.target
+        with render.prepared(job.step.old, job.step.new, target, scratch, own=job.step.own):
             render.update(project, job.step.target, trust=job.trust, answers_file=job.answers_file)
     except render.TrustNeeded as error:
         return Attempt(trust=str(error))
@@ -172,7 +154,7 @@ def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[L
     if not any(vanished(project, name, job) for name in changed):
         return []
     original = scratch / render.PREFIX / file_name(job.directory.name)
-    with render.prepared(job.step.old, job.step.old, "", scratch):
+    with render.prepared(job.step.old, job.step.old, "", scratch, own=job.step.own):
         render.copy(job.answers, original, trust=job.trust, answers_file=job.answers_file)
     return lost_words(job, project, original, changed)
 

@@ -1,5 +1,6 @@
 """Other programs, bounded in time, in memory and in what they print, and gone afterwards."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,9 @@ except ImportError:  # Windows
 MEGABYTE = 2**20
 GRACE = 1.0
 """Seconds for which the output of a program that has ended is awaited from those it started."""
+
+SET_CHILD_SUBREAPER = 36
+"""https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html"""
 
 running: set[int] = set()
 lock = Lock()
@@ -135,6 +139,32 @@ def kill(group: int) -> None:
             os.killpg(group, signal.SIGKILL)
         else:
             os.kill(group, signal.SIGTERM)
+
+
+def adopt() -> None:
+    """Become the parent of what those that this process starts leave behind, where Linux can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_children() -> None:
+    """Kill the processes that others have left to this one, and those that these leave then."""
+    for _ in range(1000):
+        children = list(children_of(os.getpid()))
+        if not children:
+            return
+        for child in children:
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def children_of(parent: int) -> Iterator[int]:
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            after = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+            if int(after.split()[1]) == parent:
+                yield int(file.parent.name)
 
 
 def stop() -> None:

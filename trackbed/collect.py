@@ -67,15 +67,17 @@ def update(
     fleet: Fleet, to: str | None, *, branch: str | None, test: str | None
 ) -> Findings[Update]:
     """Updates each on a new branch; `test` is a command that has to succeed, if there is one."""
+    from trackbed import parallel
     from trackbed.prepare import Wanted, in_each
-    from trackbed.update import UpdateJob, branch_name
+    from trackbed.update import TEST_SECONDS, UpdateJob, branch_name
     from trackbed.update import update as update_service
 
     def order(job: "Job") -> UpdateJob:
         return UpdateJob(job, branch or branch_name(job), test)
 
     wanted = Wanted(to, release_only=True)
-    items = in_each(fleet, wanted, order, update_service, Update, "Updating")
+    seconds = parallel.SECONDS + (TEST_SECONDS if test else 0)
+    items = in_each(fleet, wanted, order, update_service, Update, "Updating", seconds)
     done = {name: sum(item.outcome == name for item in items) for name in OUTCOMES}
     summary = f"{count(items)}: {', '.join(f'{n} {name}' for name, n in done.items() if n)}"
     ok = not done["failed"] and not done["refused"]

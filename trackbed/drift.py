@@ -37,7 +37,8 @@ def examine(drift: DriftJob) -> Drift:
                 top = clone_path(job, Path(scratch))
                 inside = clone(job, top).relative_to(top)
             rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
-            with render.prepared(job.step.old, job.step.old, "", Path(scratch)):
+            old = job.step.old
+            with render.prepared(old, old, "", Path(scratch), own=job.step.own):
                 render.copy(job.answers, rendered, trust=job.trust, answers_file=job.answers_file)
             compare(rendered, top, inside, drift.ownership, found)
     except render.TrustNeeded as error:

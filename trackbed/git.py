@@ -17,10 +17,16 @@ from trackbed.errors import FleetError, ServiceError
 from trackbed.files import read_within
 
 TIMEOUT = 300
+SOON = 60
+"""Seconds for what takes none, unless a service's settings make git wait for ever."""
 OUTPUT = 64 * bounded.MEGABYTE
 MEMORY = 4096 * bounded.MEGABYTE
 FILE_SIZE = 4096 * bounded.MEGABYTE
 """Bytes of the largest file that git may write, a pack for one."""
+
+FILES = 200_000
+BYTES = 2048 * bounded.MEGABYTE
+"""Files, and bytes of them together, that a commit may have."""
 
 SETTINGS = {
     # what would run a program
@@ -52,7 +58,9 @@ SETTINGS = {
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
 }
-REACHING = re.compile(r"(url|credential|http|user)\..+|core\.(sshcommand|gitproxy|askpass)")
+REACHING = re.compile(
+    r"(url|credential|http|ssh|user)\..+|safe\.directory|core\.(sshcommand|gitproxy|askpass)"
+)
 """Settings of the person's own that say how repositories are reached, and who commits."""
 
 PROTOCOLS = "file:git:http:https:ssh"
@@ -86,6 +94,7 @@ PERSONAL = {
 }
 """Variables with the person's own settings, and where they are kept meanwhile."""
 
+SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ForwardAgent=no"
 OLDEST = (2, 38)
 """Version of git that knows safe.bareRepository."""
 
@@ -107,7 +116,7 @@ def isolate() -> None:
     }
     own = reaching()
     if not any(key == "core.sshcommand" for key, _ in own):
-        os.environ.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20")
+        os.environ.setdefault("GIT_SSH_COMMAND", f"ssh {SSH}")
     # those of the caller's variables that reach a repository are among its own as well
     kept = [*own, *SETTINGS.items()]
     for number, (key, value) in enumerate(kept):
@@ -121,6 +130,50 @@ def isolate() -> None:
         bounded.lower(bounded.resource.RLIMIT_FSIZE, FILE_SIZE)
         bounded.lower(bounded.resource.RLIMIT_DATA, MEMORY)
         bounded.lower(bounded.resource.RLIMIT_CORE, 0)
+
+
+def number_of_settings() -> int:
+    """How many settings git takes from variables."""
+    try:
+        return int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    except ValueError:
+        return 0
+
+
+def for_a_stranger() -> dict[str, str]:
+    """Variables for an address that only a service names: no secret goes there by itself.
+
+    A helper that is a command, and a program that is asked, say the same secret to everybody.
+    Helpers that git knows by name, and those for one host, know whom they speak to.
+    """
+    count = number_of_settings()
+    pairs = [
+        (os.environ.get(f"GIT_CONFIG_KEY_{n}", ""), os.environ.get(f"GIT_CONFIG_VALUE_{n}", ""))
+        for n in range(count)
+    ]
+    helpers = [
+        (key, value)
+        for key, value in pairs
+        if re.fullmatch(r"credential\.(.+\.)?helper", key, re.IGNORECASE)
+        and not (key.lower() == "credential.helper" and value.startswith(("!", "/")))
+    ]
+    headers = [
+        (key, value)
+        for key, value in pairs
+        if re.fullmatch(r"http\..+\.extraheader", key, re.IGNORECASE)
+    ]
+    added = [
+        ("core.askPass", ""),
+        ("credential.helper", ""),
+        *helpers,
+        ("http.extraHeader", ""),
+        *headers,
+        ("http.cookieFile", ""),
+    ]
+    env = {"GIT_ALLOW_PROTOCOL": STRANGERS_PROTOCOLS, "GIT_ASKPASS": "", "SSH_ASKPASS": ""}
+    for number, (key, value) in enumerate(added, start=count):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return env | {"GIT_CONFIG_COUNT": str(count + len(added))}
 
 
 def reaching() -> list[tuple[str, str]]:
@@ -145,20 +198,35 @@ def git(
     whole: Mapping[str, str] | None = None,
     stdin: Path | None = None,
     output: int = OUTPUT,
+    seconds: float = TIMEOUT,
+    largest: int | None = None,
 ) -> str:
-    """What it prints, with `env` in addition to the environment, or with the `whole` of another.
+    """What it prints.
+
+    Args:
+        directory: where it works.
+        arguments: its own.
+        env: variables in addition to the environment.
+        whole: another environment.
+        stdin: a file that it reads.
+        output: bytes that it may print.
+        seconds: time that it has.
+        largest: bytes of the largest file that it may write, in steps of half a kB.
 
     Raises:
         ServiceError: it failed, took too long or printed too much; the message is git's own.
     """
     name = next((str(word) for word in arguments if not str(word).startswith("-")), "")
+    command = ["git", *map(str, arguments)]
+    if largest and bounded.resource:
+        command = ["sh", "-c", f'ulimit -f {largest // 512} && exec "$@"', "sh", *command]
     try:
         done = bounded.run(
-            ["git", *map(str, arguments)],
+            command,
             cwd=directory,
             env={**(whole or os.environ), "LC_ALL": "C.UTF-8", **(env or {})},
             stdin=stdin,
-            seconds=TIMEOUT,
+            seconds=seconds,
             output=output,
         )
     except bounded.Exceeded as error:
@@ -212,6 +280,25 @@ def commit_of(repository: Path, revision: str) -> str | None:
         return None
 
 
+def links_of(repository: Path, commit: str) -> list[str]:
+    """The symbolic links of a stranger's commit. Raises ServiceError: it would fill the disk."""
+    listed = git(repository, *at(repository), "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    links, total, number = [], 0, 0
+    for entry in filter(None, listed.split("\0")):
+        facts, name = entry.split("\t", 1)
+        mode, _, _, size = facts.split()
+        number += 1
+        total += int(size) if size.isdigit() else 0
+        if mode == "120000":
+            links.append(name)
+    if number > FILES or total > BYTES:
+        raise ServiceError(
+            f"{commit[:12]} has {number} files of {total // bounded.MEGABYTE} MB together: "
+            f"more than {FILES} or {BYTES // bounded.MEGABYTE} MB"
+        )
+    return links
+
+
 def at(repository: Path) -> list[str]:
     """The option that opens this repository, and none that git finds in or above it."""
     inner = repository / ".git"
@@ -223,7 +310,7 @@ def at(repository: Path) -> list[str]:
 
 def of_its_own(top: Path, *arguments: str) -> str:
     """Ask about names of commits and of files, which runs nothing, in a service's repository."""
-    return git(top, f"--git-dir={top / '.git'}", *arguments)
+    return git(top, f"--git-dir={top / '.git'}", *arguments, seconds=SOON)
 
 
 def own_path(top: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """Update one service: in a clone first, and then in its directory, or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from trackbed import bounded, dependencies, personal, render
 from trackbed.attempt import Job, file_name, has_markers, lost_words, statuses
-from trackbed.errors import FleetError, one_line
+from trackbed.errors import FleetError, ServiceError, one_line
 from trackbed.git import borrow, git, tip
 from trackbed.model import Loss, Service
 from trackbed.project import Origin, Project, names
@@ -134,6 +135,11 @@ class Trial:
                 )
         except render.TrustNeeded as error:
             raise FleetError(f"the template needs trust, which is never given: {error}") from None
+        except ServiceError as error:
+            # the one way in which a template ends Copier with a message of its own
+            if message := re.search(r"has no attribute '(\w+: .+)'$", str(error)):
+                raise FleetError(message[1]) from None
+            raise
 
     def update_without_dependencies(self) -> None:
         """Update again without the service's own dependencies, and put them below the others.

@@ -23,7 +23,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 SECONDS = 600
-CPU_SECONDS = 120
+CPU_SECONDS = 60
 """Seconds of processor time that a process takes for one service; those it starts have theirs."""
 MEMORY = 2048 * bounded.MEGABYTE
 """Bytes that each process may allocate."""
@@ -128,15 +128,15 @@ def end(*workers: Worker) -> None:
     until = monotonic() + NOTICE
     for worker in workers:
         worker.process.join(max(0.0, until - monotonic()))
-        if worker.process.is_alive():
-            bounded.kill(worker.process.pid)
-            worker.process.join()
+        bounded.kill(worker.process.pid)
+        worker.process.join()
 
 
 def serve(function: Callable[[Any], Any], connection: Connection) -> None:
     """Do the jobs that come, until there are no more or who sends them is gone."""
     if os.name == "posix":
         os.setsid()  # signals of the terminal are for the command, which ends this process
+    bounded.adopt()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a template's tasks print is no part of a report
@@ -164,7 +164,9 @@ def receive(connection: Connection, given: Connection) -> None:
 
 
 def leave(*_: object) -> None:
+    """End this process, and what it has started itself or by way of Copier."""
     bounded.stop()
+    bounded.kill(os.getpid())
     os._exit(1)
 
 

@@ -57,13 +57,17 @@ def in_each(
     function: Callable[[Task], Result],
     kind: type[Result],
     label: str,
+    seconds: float = parallel.SECONDS,
 ) -> list[Result]:
-    """Do something with each service that can be opened; the others get their reason."""
+    """Do something with each service that can be opened; the others get their reason.
+
+    One that takes more seconds than it has is ended.
+    """
     with workspace() as directory:
         prepared = prepare(fleet, wanted, directory)
         ready = [number for number, job in enumerate(prepared) if isinstance(job, Job)]
         tasks = [make(job) for job in prepared if isinstance(job, Job)]
-        results = parallel.run(function, tasks, processes=fleet.jobs, label=label)
+        results = parallel.run(function, tasks, processes=fleet.jobs, label=label, seconds=seconds)
     done: dict[int, Result | ServiceError] = dict(zip(ready, results, strict=True))
     items = []
     for number, (service, job) in enumerate(zip(fleet.services, prepared, strict=True)):

@@ -10,12 +10,19 @@ from typing import Any
 
 from packaging.version import Version
 
-from trackbed.addresses import expanded, is_url, normalized
+from trackbed.addresses import expanded, is_url, normalized, shown
 from trackbed.errors import FleetError, ServiceError
 from trackbed.model import Release, Service
 from trackbed.releases import Recorded, final, recognize, tagged_releases
 from trackbed.services import read_answers, top
-from trackbed.templates import Commits, Ownership, Step, Template, read_ownership
+from trackbed.templates import (
+    Commits,
+    Ownership,
+    Step,
+    Template,
+    is_template,
+    read_ownership,
+)
 
 ANSWERS_FILES = ".copier-answers*.y*ml"
 
@@ -68,29 +75,32 @@ def find_project(directory: Path, answers_file: str | None) -> Project:
     found = [answers_file] if answers_file else answers_files(directory)
     if not found:
         raise FleetError(f"{directory} has no .copier-answers.yml: use -C to name the service")
-    read = {name: answers_of(directory, name) for name in found}
+    read = {name: answers_of(directory, name, several=len(found) > 1) for name in found}
     ours = [name for name, answers in read.items() if answers.keys() >= TELLING] or found
     if len(read) > 1 and len(ours) != 1:
         raise FleetError(f"there are several answers files, choose with -a: {', '.join(ours)}")
-    return Project(directory, repository, ours[0], read[ours[0]])
+    project = Project(directory, repository, ours[0], read[ours[0]])
+    for key in ("_src_path", "_commit"):
+        if not project.answers.get(key):
+            raise FleetError(
+                f"{project.answers_file} has no {key}: the service was copied from a template "
+                "without releases; copy it again over this one, from a release"
+            )
+    return project
 
 
 def answers_files(directory: Path) -> list[str]:
     return sorted(file.name for file in directory.glob(ANSWERS_FILES) if file.is_file())
 
 
-def answers_of(directory: Path, name: str) -> dict[str, Any]:
+def answers_of(directory: Path, name: str, *, several: bool) -> dict[str, Any]:
+    """Read an answers file; one of several may be another template's, and mistaken."""
     try:
-        answers = read_answers(Service(directory.name, str(directory)), directory, name)
+        return read_answers(Service(directory.name, str(directory)), directory, name)
     except ServiceError as error:
+        if several:
+            return {}
         raise FleetError(str(error)) from None
-    for key in ("_src_path", "_commit"):
-        if not answers.get(key):
-            raise FleetError(
-                f"{name} has no {key}: the service was copied from a template without releases; "
-                "copy it again over this one, from a release"
-            )
-    return answers
 
 
 class Origin:
@@ -104,11 +114,29 @@ class Origin:
         """
         self.project = project
         address = expanded(project.source)
-        if not is_url(address):
+        if not is_url(address) or address.startswith("file://"):
             address = normalized(address, project.directory)
+            self.require_template(Path(address))
         names = frozenset([project.source, address, normalized(address)])
         self.commits = Commits(scratch, Template(address, names))
         self.mirror = self.commits.mirror(project.source, project.directory)
+        if not final(self.releases):
+            raise FleetError(
+                f"the template has no release: no tag such as 1.2.3 in {shown(project.source)}; "
+                "fetch its tags there, or give it one"
+            )
+
+    def require_template(self, directory: Path) -> None:
+        """Refuse a path that leads to no template: it may have led to one from somewhere else."""
+        if is_template(directory) or (directory / "HEAD").is_file():
+            return
+        source, path = self.project.source, Path(self.project.source.removeprefix("file://"))
+        gone = path.is_absolute() or source.startswith("~")
+        raise FleetError(
+            f"the template is {'gone: ' if gone else ''}{source}"
+            f"{'' if gone else ', which led to it only from where the service was copied'}; "
+            f"write its address into _src_path of {self.project.answers_file}, and commit that"
+        )
 
     @cached_property
     def releases(self) -> list[Release]:
@@ -146,7 +174,17 @@ class Origin:
                 project.source, project.directory, project.recorded, to or self.newest
             )
         except ServiceError as error:
-            raise FleetError(str(error)) from None
+            raise FleetError(f"{error}{self.way_out(str(error))}") from None
+
+    def way_out(self, problem: str) -> str:
+        """Say what helps where the recorded commit is none of the template's."""
+        if not problem.startswith(f"the template has no commit {self.project.recorded}"):
+            return ""
+        release = self.recorded.version or self.newest
+        return (
+            f"; write the release that is nearest, such as {release}, into _commit of "
+            f"{self.project.answers_file}, and commit that"
+        )
 
     def ownership(self, step: Step) -> Ownership:
         """Read who owns which path, in the newer commit, or else in the recorded one."""

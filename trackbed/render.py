@@ -5,7 +5,14 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import (
+    chdir,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,9 @@ import copier._main as copier_main
 import copier._template as copier_template
 import jinja2
 from copier.errors import CopierError, UnsafeTemplateError
+from jinja2_ansible_filters import core_filters
 
+from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError, one_line
 
 # Copier gives the renders that an update makes for itself such a name, and in them our
@@ -43,6 +52,21 @@ SYNTAX = (
     "optimized",
     "autoescape",
 )
+RENDERED = 200_000
+BYTES = 1024 * MEGABYTE
+"""Files and directories, and bytes of them, that a template makes in one service."""
+render_afresh: Any = copier_main.Worker._render_file
+make_folder_afresh: Any = copier_main.Worker._render_folder
+
+
+class Nothing:
+    """The module `glob` for a template that may not see which files there are."""
+
+    @staticmethod
+    def glob(pattern: str) -> list[str]:
+        return []
+
+
 compiled: dict[tuple[Any, ...], Any] = {}
 compile_afresh: Any = jinja2.Environment.compile
 
@@ -76,10 +100,13 @@ def patched(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(old: Path, new: Path, target: str, scratch: Path) -> Iterator[None]:
+def prepared(
+    old: Path, new: Path, target: str, scratch: Path, *, own: bool = True
+) -> Iterator[None]:
     """Let Copier take the commits of a template from where they are checked out already.
 
-    What it makes for itself meanwhile, it makes below `scratch`.
+    What it makes for itself meanwhile, it makes below `scratch`. A template that is not the
+    person's `own` sees no other file of the machine, and may make only so many.
 
     For an update it clones the template four times, compiles every name and file three times, and
     asks git for every file whether modes count, which on POSIX they do. Here it is once for
@@ -95,9 +122,29 @@ def prepared(old: Path, new: Path, target: str, scratch: Path) -> Iterator[None]
     def leave_mode(worker: Any, path: Path, mode: int) -> None:
         pass
 
+    made = [0, 0]
+
+    def render_file(worker: Any, source: Path, name: Path, extra_context: Any = None) -> None:
+        render_afresh(worker, source, name, extra_context=extra_context)
+        with suppress(OSError):
+            made[1] += (worker.subproject.local_abspath / name).lstat().st_size
+        count()
+
+    def render_folder(worker: Any, name: Path) -> None:
+        make_folder_afresh(worker, name)
+        count()
+
+    def count() -> None:
+        made[0] += 1
+        if made[0] > RENDERED or made[1] > BYTES:
+            raise ServiceError(f"the template makes more than {RENDERED} files, or than 1 GB")
+
     try:
         with (
             patched(copier_template, "clone", clone),
+            nullcontext() if own else patched(core_filters, "glob", Nothing),
+            patched(copier_main.Worker, "_render_file", render_file),
+            patched(copier_main.Worker, "_render_folder", render_folder),
             patched(copier_template, "get_repo", is_git),
             patched(tempfile, "tempdir", str(scratch)),
             patched(jinja2.Environment, "compile", compile_once),
@@ -111,6 +158,8 @@ def prepared(old: Path, new: Path, target: str, scratch: Path) -> Iterator[None]
         ):
             warnings.simplefilter("ignore")
             yield
+    except ServiceError:
+        raise
     except UnsafeTemplateError as error:
         raise TrustNeeded(str(error).partition("\n")[0]) from None
     except (CopierError, OSError, ValueError, TypeError) as error:

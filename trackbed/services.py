@@ -22,6 +22,9 @@ from trackbed.model import Service
 ANSWERS = ".copier-answers.yml"
 ANSWERS_NAME = re.compile(r"\.copier-answers(\.[\w-]+)*\.ya?ml")
 ANSWERS_SIZE = 256 * 1024
+SMALL = 20_000
+ANSWERED = 500
+"""Maximum number of answers, each of which is a column of everybody's."""
 VALUES = 10_000
 """Maximum number of values in an answers file, each counted as often as it is referred to."""
 DEPTH = 20
@@ -68,7 +71,7 @@ def expand(text: str) -> Iterable[Service]:
     """A service, or those in a directory that is none itself."""
     if is_url(text):
         return [Service(PurePosixPath(text.rstrip("/")).name.removesuffix(".git"), url=text)]
-    path = Path(os.path.abspath(Path(text).expanduser()))
+    path = absolute(text, Path())
     if not path.is_dir() or answers_files(path):
         return [local(path)]
     one = os.path.lexists(path / ".git")  # whose directories may be services
@@ -119,6 +122,8 @@ def read_service(entry: dict[str, Any], place: str) -> Service:
             raise FleetError(f"{place}: unknown key {key}: known are name, path, url, branch")
         if not isinstance(value, str) or not value.strip() or value.startswith("-"):
             raise FleetError(f"{place}: {key} must be a text")
+        if not value.isprintable():
+            raise FleetError(f"{place}: {key} has a character that cannot be seen")
     if ("path" in entry) == ("url" in entry):
         raise FleetError(f"{place}: needs a path or a url, and not both")
     name = entry.get("name") or PurePosixPath(entry.get("path") or entry["url"]).stem
@@ -129,8 +134,16 @@ def resolve(service: Service, base: Path) -> Service:
     """Paths in a file are relative to it."""
     if service.path is None:
         return service
-    path = os.path.abspath(base / Path(service.path).expanduser())
-    return Service(service.name, path, None, service.branch)
+    path = absolute(service.path, base)
+    return Service(service.name, str(path), None, service.branch)
+
+
+def absolute(path: str, base: Path) -> Path:
+    """Raises FleetError: there is no such user, or there can be no such path."""
+    try:
+        return Path(os.path.abspath(base / Path(path).expanduser()))
+    except (RuntimeError, ValueError) as error:
+        raise FleetError(f"{path}: {error}") from None
 
 
 def where(service: Service) -> str:
@@ -343,7 +356,7 @@ def parse(name: str, data: bytes) -> dict[str, Any]:
         loader = YamlLoader(text)
         try:
             node = loader.get_single_node()
-            if b"*" in data and values(node) > VALUES:
+            if (b"*" in data or len(data) > SMALL) and values(node) > VALUES:
                 raise ServiceError(f"{name} holds more than {VALUES} values")
             answers = loader.construct_document(node) if node else None
         finally:
@@ -357,6 +370,8 @@ def parse(name: str, data: bytes) -> dict[str, Any]:
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         # 2026-13-45, a number of 5,000 digits, and whatever else YAML calls a value
         raise ServiceError(f"{name} holds what is no answer") from None
+    if isinstance(answers, dict) and len(answers) > ANSWERED:
+        raise ServiceError(f"{name} holds more than {ANSWERED} answers")
     if not isinstance(answers, dict) or not all(isinstance(key, str) for key in answers):
         raise ServiceError(f"{name} holds no answers")
     try:

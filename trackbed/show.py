@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import date
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -152,7 +153,9 @@ def forecast_row(item: Forecast) -> list[str]:
 
 
 def update_row(item: Update) -> list[str]:
-    made = f"git -C {item.repository} switch {item.branch}" if item.branch else ""
+    made = ""
+    if item.branch:
+        made = f"git -C {quote(item.repository or '')} switch {quote(item.branch)}"
     if made and item.outcome == "current":
         made = f"is there already: {made}"
     return [item.version or "unknown", item.outcome, made]

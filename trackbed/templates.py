@@ -9,10 +9,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from trackbed.addresses import expanded, is_url, normalized, of_a_stranger, shown
+from trackbed.bounded import MEGABYTE
 from trackbed.errors import FleetError, ServiceError
-from trackbed.git import STRANGERS_PROTOCOLS, at, commit_of, git, require_git
+from trackbed.files import require_inside
+from trackbed.git import at, commit_of, for_a_stranger, git, links_of, require_git
 from trackbed.model import Release, Service
 from trackbed.releases import (
     DESCRIBED,
@@ -26,6 +29,9 @@ from trackbed.services import cache_directory
 
 RECORDED = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
 """Names of tags that a service may record; others would be orders to git's search."""
+STRANGERS_SECONDS = 120
+STRANGERS_BYTES = 512 * MEGABYTE
+"""Time to fetch a template of a stranger's, and bytes of its pack."""
 FETCHES = 8
 """Templates of strangers that are fetched at once."""
 
@@ -106,15 +112,19 @@ def repository(address: str, *, stranger: bool = False) -> Path:
             if not path.exists():
                 raise ServiceError(f"the template is gone: {shown(address)}")
             return path
-    env = {"GIT_ALLOW_PROTOCOL": STRANGERS_PROTOCOLS} if stranger else None
+    bounds: dict[str, Any] = (
+        {"env": for_a_stranger(), "seconds": STRANGERS_SECONDS, "largest": STRANGERS_BYTES}
+        if stranger
+        else {}
+    )
     mirror = cache_directory() / f"template-{sha256(plain.encode()).hexdigest()[:12]}.git"
     try:
         if mirror.is_dir():
-            git(mirror, *at(mirror), "fetch", "--quiet", "--prune", "--force", env=env)
+            git(mirror, *at(mirror), "fetch", "--quiet", "--prune", "--force", **bounds)
         else:
             mirror.parent.mkdir(parents=True, exist_ok=True)
             staging = mirror.with_name(f"{mirror.name}.{os.getpid()}")
-            git(None, "clone", "--quiet", "--mirror", "--", plain, staging, env=env)
+            git(None, "clone", "--quiet", "--mirror", "--", plain, staging, **bounds)
             staging.rename(mirror)
     except ServiceError as error:
         raise ServiceError(f"the template cannot be read: {shown(address)}: {error}") from None
@@ -251,9 +261,10 @@ class Commits:
         self.mirrors: dict[Path, Path | str] = {}
         self.checkouts: dict[tuple[Path, str], Path] = {}
         self.targets: dict[tuple[Path, str | None], tuple[str, str]] = {}
+        self.own: set[Path] = set()
         if template:
             try:
-                self.borrowed(repository(template.address))
+                self.own.add(self.borrowed(repository(template.address)))
             except ServiceError as error:
                 raise FleetError(str(error)) from None
 
@@ -310,7 +321,12 @@ class Commits:
             theirs = self.mirror(address, base)
             if commit := recorded_commit(theirs, recorded):
                 return theirs, commit
-        raise ServiceError(f"the template has no commit {recorded}")
+        dirty = (
+            "; it was copied with changes that were never committed"
+            if DESCRIBED.fullmatch(recorded)
+            else ""
+        )
+        raise ServiceError(f"the template has no commit {recorded}{dirty}")
 
     def own_mirror(self, address: str, base: Path, recorded: str) -> Path | None:
         """The owner's template, if the service is made from it: by address, or by the commit."""
@@ -361,8 +377,10 @@ class Commits:
         key = (mirror, commit)
         if key not in self.checkouts:
             directory = self.directory / f"{mirror.stem}-{commit[:12]}"
+            links = [] if mirror in self.own else links_of(mirror, commit)
             git(None, "clone", "--quiet", "--shared", "--no-checkout", "--", mirror, directory)
             git(directory, *at(directory), "checkout", "--quiet", "--detach", commit)
+            require_inside(directory, links)
             self.checkouts[key] = directory
         return self.checkouts[key]
 

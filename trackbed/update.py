@@ -5,6 +5,7 @@ import re
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from trackbed import bounded
@@ -31,6 +32,10 @@ HARMLESS = re.compile(
     r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(NO_PROXY|no_proxy)|NO_COLOR|COLUMNS"
 )
 """Variables that the tests of a service get."""
+ADDRESS = re.compile(
+    r"(HTTPS?|ALL)_PROXY|(https?|all)_proxy|(UV|PIP)_((DEFAULT|EXTRA)_)?INDEX(_URL)?"
+)
+"""Those that they get as well where no user and no password stand in them."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,15 @@ class TestsFailed(ServiceError):
 
 def branch_name(job: Job) -> str:
     """The release's, and the service's own where a repository has several."""
-    part = re.sub(r"[^\w]+", "-", job.inside.as_posix(), flags=re.ASCII).strip("-")
-    return f"template-{job.step.name}" + (f"-{part}" if part else "")
+    name = f"template-{job.step.name}"
+    if not job.inside.parts:
+        return name
+    inside = job.inside.as_posix()
+    part = re.sub(r"\W+", "-", inside, flags=re.ASCII).strip("-")
+    if part == inside.lower().replace("/", "-") and "-" not in inside:
+        return f"{name}-{part}"
+    # another directory may give the same text
+    return f"{name}-{part}-{sha256(os.fsencode(inside)).hexdigest()[:6]}"
 
 
 def check_test(command: str) -> None:
@@ -203,6 +215,8 @@ def run_tests(order: UpdateJob, repository: Path, scratch: Path) -> bytes | None
         raise TestsFailed(f"the tests {error}", []) from None
     except (OSError, ValueError) as error:
         raise ServiceError(f"the tests cannot be run: {error}") from None
+    finally:
+        bounded.kill_children()
     if done.code:
         text = done.out.decode("utf-8", "replace")
         output = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-TAIL:]
@@ -223,4 +237,8 @@ def read_lock(project: Path) -> bytes | None:
 
 def environment() -> dict[str, str]:
     """The variables that a service's tests get: none that may hold a secret of the person's."""
-    return {name: value for name, value in os.environ.items() if HARMLESS.fullmatch(name)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if HARMLESS.fullmatch(name) or (ADDRESS.fullmatch(name) and "@" not in value)
+    }

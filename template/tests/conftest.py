@@ -7,21 +7,29 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.chassis import migrate
+from app.chassis.testing import required_variables
 from app.main import create_app
 from app.settings import Settings
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let a warning fail the test that meets it; one at an import is only shown."""
+    item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away every variable that is a setting, and the file .env."""
+    """Take away every variable that is a setting, and the file .env; give those without default."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in required_variables(Settings).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setitem(Settings.model_config, "env_file", None)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(database_url=f"sqlite:///{tmp_path}/app.db")
+    return Settings.load(database_url=f"sqlite:///{tmp_path}/app.db")
 
 
 @pytest.fixture

@@ -185,13 +185,29 @@ def test_hosts_are_not_remembered(service: Service, record_property: Record) -> 
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x16\x03\x01\r\n\r\n", b"GET\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"]
+    "data",
+    [
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://localhost@evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET ftp://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    ],
 )
 def test_what_is_no_request(service: Service, data: bytes) -> None:
     answer = send(service, [data])
 
     assert statuses(answer) == [400]
     assert b"cache-control: no-store" in answer
+
+
+def test_a_complete_address_of_this_host(service: Service) -> None:
+    request = GET.replace(b"/health", b"http://LOCALHOST/health") + CLOSE
+
+    assert statuses(send(service, [request])) == [200]
 
 
 def test_the_development_server_has_the_same_bounds(

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -357,6 +358,33 @@ def test_litestream_is_killed(project: Path, tmp_path: Path, bucket: Bucket) -> 
         answer = service.client.get("/health").json()["checks"]["replication"]
         assert answer["status"] == "degraded"
         assert answer["message"] == "Litestream does not answer"
+
+
+def test_nobody_reads_the_log_of_litestream(
+    project: Path, tmp_path: Path, bucket: Bucket, record_property: Record
+) -> None:
+    """Neither the copy nor a stop waits for who does not read."""
+    volume = tmp_path / "volume"
+    reader, output = os.pipe()
+    os.set_blocking(output, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(output, bytes(4096))
+    os.set_blocking(output, True)
+    with Service(
+        project, volume, output=output, **bucket.variables
+    ).wait_until_healthy() as service:
+        os.close(output)
+        add(service, 1)
+        wait_for(service, "ok", 10)
+        started = time.monotonic()
+        service.terminate()
+        assert service.ended() == 0
+        record_property("seconds until it stopped", f"{time.monotonic() - started:.1f}")
+    os.close(reader)
+    shutil.rmtree(volume)
+    run(project, volume, bucket, "restore", "--latest")
+    assert numbers(volume / "app.db") == [1]
 
 
 def test_the_server_is_killed_under_litestream(

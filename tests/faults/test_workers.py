@@ -71,6 +71,13 @@ async def version() -> str:
     return "as it was"
 
 
+@router.post("/clock")
+async def set_the_clock_back() -> int:
+    real = time.time
+    time.time = lambda: real() - 3600
+    return os.getpid()
+
+
 @router.post("/eat")
 def eat() -> None:
     blocks = []
@@ -475,3 +482,45 @@ def test_reload_serves_what_was_edited(project: Path, tmp_path: Path) -> None:
         child.wait()
         assert child.exitstatus == 0
         require_free(project, tmp_path / "data")
+
+
+def test_a_clock_that_is_set_back_kills_no_worker(project: Path, tmp_path: Path) -> None:
+    with Service(project, tmp_path / "data").wait_until_healthy() as service:
+        before: int = service.client.post("/faults/clock").json()
+        time.sleep(HANG_LIMIT)
+        assert serving(service) == before
+        assert "WORKER TIMEOUT" not in service.output()
+
+
+REVISION = """
+from alembic import op
+
+revision = "added"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE added (id INTEGER PRIMARY KEY)")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE added")
+"""
+
+
+def test_reload_migrates(project: Path, tmp_path: Path) -> None:
+    revision = project / "migrations" / "versions" / "added.py"
+    data = tmp_path / "data"
+    with terminal(project, data, "serve", "--reload") as (child, _):
+        try:
+            revision.write_text(REVISION.replace("CREATE", "CRATE"), encoding="utf-8")
+            child.expect("Correct the revision in migrations/versions")
+            revision.write_text(REVISION, encoding="utf-8")
+            child.expect("Database migrated to added")
+            child.expect("Application startup complete")
+        finally:
+            revision.unlink()
+        with closing(sqlite3.connect(data / "app.db")) as connection:
+            assert connection.execute("SELECT count(*) FROM added").fetchone() == (0,)
+        child.sendintr()
+        child.wait()

@@ -276,6 +276,9 @@ def test_a_branch_and_an_address(
         ("[[service]]\npath = 3\n", "service 1: path must be a text"),
         ("[[service]]\nurl = '--upload-pack=x'\n", "service 1: url must be a text"),
         ("[[service]]\npath = 'a'\n[[service]]\npath = 'b/a'\n", "two services named a"),
+        ('[[service]]\npath = "a\\u0000b"\n', "path has a character that cannot be seen"),
+        ('[[service]]\nname = "a\\u001b[2J"\npath = "a"\n', "name has a character that cannot"),
+        ("[[service]]\npath = '~no-such-user-here/a'\n", "Could not determine home directory"),
         ("", "no services"),
     ],
 )

@@ -1,13 +1,16 @@
 """Services that do not stand alone: in a monorepo, beside another template, on Windows."""
 
 import json
+import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 from commands import Run
 
 from support import commit, git
+from trackbed.update import branch_name
 
 OTHER = "_commit: 3.0.0\n_src_path: gh:acme/docs\nbackup: none\n"
 OURS = ".copier-answers.trackbed.yml"
@@ -60,6 +63,19 @@ def test_services_in_directories_of_a_repository(
     changed = git(mono, "diff", "--name-only", "main", "template-0.2.0-services-orders").split()
     assert changed
     assert all(name.startswith("services/orders/") for name in changed)
+
+
+def test_directories_of_a_repository_have_branches_of_their_own() -> None:
+    def name(inside: str) -> str:
+        job = SimpleNamespace(inside=PurePosixPath(inside), step=SimpleNamespace(name="0.2.0"))
+        return branch_name(job)  # type: ignore[arg-type]
+
+    assert name(".") == "template-0.2.0"
+    assert name("services/billing") == "template-0.2.0-services-billing"
+    alike = ["a/b/c", "a-b/c", "a/b-c", "a b/c", "A/b/c", "a/b/c/\N{GREEK SMALL LETTER ALPHA}"]
+    names = [name(inside).lower() for inside in alike]
+    assert len(set(names)) == len(alike)
+    assert all(re.fullmatch(r"[a-z0-9.-]+", one) for one in names)
 
 
 def test_the_answers_to_another_template_stand_beside_ours(

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -40,6 +42,26 @@ def test_results_are_in_order_and_failures_are_their_own(
     ]
     # no bar, because this is no terminal
     assert capfd.readouterr().err == ""
+
+
+def take(number: int) -> int:
+    match number:
+        case 1:
+            time.sleep(600)
+        case 2:
+            subprocess.run(["sleep", "599.5"], check=True)
+        case 3:
+            return len(bytearray(2**40))
+    return number
+
+
+def test_a_job_is_bounded_and_the_others_are_done() -> None:
+    results = parallel.run(take, range(6), processes=2, label="Taking", seconds=20)
+    assert [str(results[number]) for number in (1, 2)] == ["it took too long, and was ended"] * 2
+    assert str(results[3]) == "it takes more than 2048 MB"
+    assert [results[number] for number in (0, 4, 5)] == [0, 4, 5]
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert "sleep 599.5" not in listed.stdout
 
 
 def test_a_bar_on_a_terminal(make_service, run_fleet: Run, small: Path) -> None:  # type: ignore[no-untyped-def]

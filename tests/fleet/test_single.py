@@ -21,12 +21,18 @@ FIRST = {
     "copier.yml": """\
 _subdirectory: template
 _skip_if_exists: [app/main.py]
+_envops:
+  undefined: jinja2.StrictUndefined
 backup:
   type: str
   default: railway
 builder:
   type: str
   default: dockerfile
+refuse:
+  type: str
+  when: false
+  default: "{{ {}['builder: Must be dockerfile or railpack'] if builder == 'heroku' else '' }}"
 """,
     "ownership.toml": '[[template]]\npaths = ["app/chassis/", "tests/chassis/"]\n',
     "docs/upgrading.md": "# Upgrading\n\n## 0.2.0\n\nTwo.\n\n## 0.1.0\n\nOne.\n",
@@ -226,6 +232,39 @@ def test_a_template_that_is_gone_is_one_line(service: Path, trackbed: Run) -> No
             assert "and the repository exists" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("_src_path", ".", "the template is ., which led to it only from where the service was"),
+        ("_src_path", "template", "the template is template, which led to it only from where"),
+        ("_src_path", "/gone", "the template is gone: /gone; write its address into _src_path of"),
+        ("_commit", "0.1.0-1-gabcdef0", "such as 0.1.0, into _commit of .copier-answers.yml, and"),
+        ("_commit", "abcdef0", "such as 0.2.0, into _commit of .copier-answers.yml, and commit"),
+    ],
+)
+def test_what_was_recorded_by_mistake_says_what_to_do(
+    service: Path, trackbed: Run, name: str, value: str, message: str
+) -> None:
+    answers = service / ".copier-answers.yml"
+    text = answers.read_text(encoding="utf-8")
+    answers.write_text(text.replace(recorded(service)[name], value, 1), encoding="utf-8")
+    commit(service, "A mistake")
+    for task in ("status", "update"):
+        refused(trackbed(task, cwd=service), message)
+
+
+def test_a_template_without_a_release_says_so(
+    service: Path, trackbed: Run, template: Path, tmp_path: Path
+) -> None:
+    untagged = tmp_path / "untagged"
+    git(tmp_path, "clone", "-q", "--no-tags", str(template), str(untagged))
+    answers = service / ".copier-answers.yml"
+    text = answers.read_text(encoding="utf-8").replace(str(template), str(untagged))
+    answers.write_text(text, encoding="utf-8")
+    commit(service, "Another clone")
+    refused(trackbed("status", cwd=service), "the template has no release: no tag such as 1.2.3 in")
+
+
 # Answers files, and where the service is --------------------------------------
 def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> None:
     other = "_commit: 1.0.0\n_src_path: /elsewhere\nname: x\n"
@@ -245,7 +284,7 @@ def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> 
 def test_of_two_files_the_one_with_our_questions_is_ours(service: Path, trackbed: Run) -> None:
     more = "project_name: Billing\nvolume_path: /data\n"
     edit(service, ".copier-answers.yml", more)
-    write(service, {".copier-answers.other.yml": "_commit: 1.0.0\n_src_path: /x\nname: x\n"})
+    write(service, {".copier-answers.other.yml": "name: x\n", ".copier-answers.odd.yml": "{"})
     commit(service, "Another template's")
 
     assert "0.1.0, 0.2.0 is out" in trackbed("status", cwd=service).stdout
@@ -619,3 +658,58 @@ def test_an_interrupted_update_leaves_the_service_as_it_was(
     assert (out, err) == (b"", b"")
     assert fingerprint(service) == before
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def filtering(service: Path, script: str) -> None:
+    """A filter of the person's own, which git runs for each file that it checks out."""
+    write(service, {".gitattributes": "app/chassis/worker.py filter=slow\n"})
+    commit(service, "A filter")
+    for key, value in (("smudge", script), ("clean", "cat"), ("required", "true")):
+        git(service, "config", f"filter.slow.{key}", value)
+
+
+def test_a_file_that_cannot_be_written_undoes_the_others(
+    service: Path, trackbed: Run, fingerprint: Callable[[Path], dict[str, str]]
+) -> None:
+    filtering(service, "exit 1")
+    before = fingerprint(service)
+
+    refused(trackbed("update", "--no-lock", cwd=service), "nothing is updated: ")
+
+    assert fingerprint(service) == before
+
+
+def test_an_interruption_while_files_are_written_undoes_them(
+    service: Path,
+    environment: dict[str, str],
+    fingerprint: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    filtering(service, f"touch {tmp_path}/writing; sleep 3; cat")
+    before = fingerprint(service)
+    process = subprocess.Popen(
+        command("update", "--no-lock"),
+        cwd=service,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "writing").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert fingerprint(service) == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_an_answer_that_is_refused_leaves_nothing(service: Path, trackbed: Run) -> None:
+    """The template's own message, without the way in which it ended Copier."""
+    done = trackbed("update", "--no-lock", "-d", "builder=heroku", cwd=service)
+    refused(done, "builder: Must be dockerfile or railpack")
+    assert git(service, "status", "--porcelain") == ""

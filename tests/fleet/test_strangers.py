@@ -476,6 +476,9 @@ def test_a_template_without_end_costs_its_own_row_only(
     done = run_fleet("forecast", "--json", services, GIT_CONFIG_COUNT="3", **stand_ins)
 
     found = rows(done)
-    assert found["loop"]["problem"] == "it took more than 120 s of processor time"
+    assert found["loop"]["problem"] in (
+        "it took more than 60 s of processor time",
+        "it took too long, and was ended",
+    )
     assert found["full"]["problem"] == "Copier: it takes more memory than a service may"
     assert found["good"]["problem"] is None

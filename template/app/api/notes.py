@@ -65,7 +65,7 @@ def list_notes(
     return session.scalars(select(Note).where(Note.id > after).order_by(Note.id).limit(limit)).all()
 
 
-@router.get("/stream")
+@router.get("/stream", response_class=EventStream)
 async def stream_notes(request: Request, last_event_id: LastEventId[Id] = 0) -> EventStream:
     """Every note after Last-Event-ID (without one, every note), and then new ones as they come."""
     return EventStream(new_notes(request.app.state.database, last_event_id))

@@ -4,7 +4,7 @@
 import logging.config
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.chassis import answers, features, health, logs, replication
+from app.chassis import answers, features, health, logs, openapi, replication
 from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
 from app.chassis.http import Edge, ErrorBoundary, Guard, problem
 from app.chassis.replication import ChassisSettings
@@ -47,6 +47,14 @@ class Application(FastAPI):
 
     entrance: ASGIApp | None = None
     """Everything together, made for the first request, when nothing can be added any more."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with the errors that routes do not describe themselves."""
+        made = self.openapi_schema is None
+        document = super().openapi()
+        if made:
+            openapi.complete(document)
+        return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.entrance is None:
@@ -151,8 +159,11 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer errors as JSON with `detail` and the request's id, never with the cause's own text."""
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of the first route that has the path.
+            headers["Allow"] = ", ".join(openapi.methods(app.routes, request.url.path))
         if error.status_code in {204, 304}:
             return Response(status_code=error.status_code, headers=headers)
         return problem(error.status_code, error.detail, headers)

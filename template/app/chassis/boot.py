@@ -21,7 +21,7 @@ def start(settings: ChassisSettings) -> NoReturn:
     Raises:
         StartupError: A step before the server failed.
     """
-    prepare(settings)
+    prepare(settings, settings.bind)
     execute(replication.supervise(settings, server.production_command(settings)), settings)
 
 
@@ -31,12 +31,12 @@ def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
     Raises:
         StartupError: A step before the server failed.
     """
-    prepare(settings)
+    prepare(settings, server.development_bind(settings))
     execute(server.development_command(settings, reload=reload), settings)
 
 
-def prepare(settings: ChassisSettings) -> None:
-    """Everything that has to be right before a server exists: storage, lock, data, schema."""
+def prepare(settings: ChassisSettings, bind: str) -> None:
+    """Everything that has to be right before a server exists: storage, lock, port, data, schema."""
     # in a container this is process 1, which a signal that nobody handles does not end
     signal.signal(signal.SIGTERM, end)
     logs.capture(settings.log_format, settings.log_lines_per_second)
@@ -45,6 +45,7 @@ def prepare(settings: ChassisSettings) -> None:
         logger.warning(warning)
     storage.prepare(settings)
     storage.acquire_lock(settings.database_path, settings.lock_timeout)
+    server.require_free(bind)
     backup.tidy(settings.database_path)
     replication.restore(settings)
     migrate.upgrade(settings.database_path)

@@ -6,6 +6,8 @@ counted as they come in, before the parser can tell what they are.
 """
 
 import asyncio
+import logging
+from functools import cache
 from typing import Any, Final
 
 import httptools
@@ -43,6 +45,29 @@ REFUSALS: Final = {
     408: f"The headers of the request were not complete after {HEAD_SECONDS:.0f} s",
     431: f"The headers of the request are more than {HEAD_BYTES} bytes or {HEAD_FIELDS} fields",
 }
+
+
+SCHEMES: Final = frozenset({b"http", b"https"})
+
+UVICORNS: Final = (
+    '%s - "WebSocket',
+    "connection open",
+    "connection closed",
+    "connection rejected",
+    "ASGI callable returned without completing handshake",
+)
+"""How lines begin that uvicorn logs of WebSockets: two or three each, some with the query. The
+access log has one; what has not answered is told of by ErrorBoundary."""
+
+logger = logging.getLogger(__name__)
+
+logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.startswith(UVICORNS))
+
+
+@cache
+def warn_of_sockets() -> None:
+    """Say once in the life of a worker what is missing."""
+    logger.warning("A client has asked for a WebSocket, for which this takes `uv add websockets`")
 
 
 class TooMuch(Exception):  # noqa: N818, it never leaves this module
@@ -108,6 +133,8 @@ class BoundedProtocol(PatientProtocol):
         # only where they can be too long
         if (self.split or self.unused > HEAD_BYTES) and self.head_bytes() > HEAD_BYTES:
             raise TooMuch
+        if not self.url.startswith((b"/", b"*")) and not self.is_for_host():
+            raise ValueError
         super().on_headers_complete()
         self.forget_deadline()
         self.in_head = self.split = False
@@ -131,6 +158,19 @@ class BoundedProtocol(PatientProtocol):
 
     def head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def is_for_host(self) -> bool:
+        """Tell whether a complete address, as proxies are asked for, names the Host that is asked.
+
+        https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
+        """
+        scheme, _, rest = self.url.partition(b"://")
+        hosts = [value.lower() for name, value in self.headers if name == b"host"]
+        return scheme.lower() in SCHEMES and [rest.partition(b"/")[0].lower()] == hosts
+
+    def _unsupported_upgrade_warning(self) -> None:
+        if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":
+            warn_of_sockets()
 
     def forget_deadline(self) -> None:
         if self.deadline:

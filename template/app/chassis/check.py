@@ -3,12 +3,15 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Final
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from app.chassis import features, replication
 from app.chassis.checks import database, deployment, routes, service, storage
@@ -17,8 +20,6 @@ from app.chassis.errors import ConfigurationError, StartupError
 from app.settings import Settings
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
-
-LINE_FORM: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 
 
 def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
@@ -90,13 +91,16 @@ def read_variables(source: str) -> dict[str, str]:
         StartupError: It cannot be read, or is neither.
     """
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise StartupError(f"Check: {source} cannot be read: {reason}.") from None
-    if text.lstrip().startswith(("{", "[")):
-        return from_json(text, source)
-    return from_lines(text, source)
+    is_json = text.lstrip().startswith(("{", "["))
+    found = from_json(text, source) if is_json else from_lines(text, source)
+    # what no process can be given, and os.environ refuses with an error of its own
+    if any(not name or "=" in name or "\0" in name + value for name, value in found.items()):
+        raise StartupError(f"Check: {source} has a name or a value that no variable can have.")
+    return found
 
 
 def from_json(text: str, source: str) -> dict[str, str]:
@@ -119,21 +123,14 @@ def from_json(text: str, source: str) -> dict[str, str]:
 
 
 def from_lines(text: str, source: str) -> dict[str, str]:
-    """`NAME=VALUE` a line, quoted or not; comments and empty lines are left out."""
-    found = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = LINE_FORM.fullmatch(line)
-        if match is None:
+    """Read an env file as the service itself reads it: with python-dotenv."""
+    for statement in parse_stream(StringIO(text)):
+        if statement.error:
             # never the line itself: it may hold a secret
-            raise StartupError(f"Check: line {number} of {source} is not of the form NAME=VALUE.")
-        value = match[2].strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        else:
-            value = re.split(r"\s+#", value, maxsplit=1)[0]
-        found[match[1]] = value
+            line = statement.original.line
+            raise StartupError(f"Check: line {line} of {source} is not of the form NAME=VALUE.")
+    given = dotenv_values(stream=StringIO(text))
+    found = {name: value for name, value in given.items() if value is not None}
     if not found:
         raise StartupError(f"Check: {source} has no variables in it.")
     return found

@@ -20,6 +20,10 @@ control_socket_disable = True
 MEMORY = "/dev/shm"  # noqa: S108, its name on every Linux
 worker_tmp_dir = MEMORY if os.access(MEMORY, os.W_OK) else None
 accesslog = None
+if own := os.environ.pop("SERVICE_STDOUT", ""):
+    # what runs around the server has another, see litestream/relay.py
+    os.dup2(int(own), 1)
+    os.close(int(own))
 form = os.environ.get("LOG_FORMAT", "text")
 logs.capture(form, int(os.environ.get("LOG_LINES_PER_SECOND", "400")))
 logconfig_dict = logs.config(os.environ.get("LOG_LEVEL", "INFO"), form)

@@ -15,6 +15,7 @@ from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
@@ -74,14 +75,17 @@ class Edge:
 
     Args:
         app: The application.
-        settings: trusted_proxies, docs_enabled, production.
+        settings: trusted_proxies, content_security_policy, docs_enabled, production.
     """
 
     def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
         self.app = app
         self.is_proxy = proxy_test(settings.trusted_proxies)
-        # The documentation pages load scripts from elsewhere.
-        policy = () if settings.docs_enabled else (CONTENT_POLICY,)
+        policy: tuple[Header, ...] = (CONTENT_POLICY,)
+        if settings.content_security_policy:
+            policy = ((CONTENT_POLICY[0], settings.content_security_policy.encode()),)
+        elif settings.docs_enabled:
+            policy = ()  # the documentation pages load scripts from elsewhere
         self.headers = (*SECURITY_HEADERS, *policy)
         self.https_headers = (*self.headers, *[TRANSPORT_SECURITY] * settings.production)
 
@@ -135,17 +139,21 @@ class Edge:
 
 
 class Guard:
-    """Refuse hosts that are not served and bodies that are too large.
+    """Refuse hosts that are not served, bodies that are too large, and other pages' WebSockets.
+
+    A browser opens a WebSocket for any page, and asks nobody first, as it would with CORS.
 
     Args:
         app: The application.
-        settings: allowed_hosts, max_body_bytes.
+        settings: allowed_hosts, max_body_bytes, backend_url, cors_origins.
     """
 
     def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
         self.app = app
         self.max_body = settings.max_body_bytes
         self.is_allowed = host_test(settings.allowed_hosts)
+        origins = (settings.backend_url, *settings.cors_origins)
+        self.origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -170,7 +178,16 @@ class Guard:
         # Of two, a proxy may have gone by the other one.
         if len(hosts) != 1 or not self.is_allowed(hosts[0]):
             return problem(400, "This host is not served here; see ALLOWED_HOSTS")
+        if scope["type"] == "websocket" and not self.allows_socket(HTTPConnection(scope)):
+            return problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")
         return problem(413, too_large(self.max_body)) if large else None
+
+    def allows_socket(self, connection: HTTPConnection) -> bool:
+        """Tell whether a page may open it; a client that is no browser names no origin."""
+        origin = connection.headers.get("origin", "").lower()
+        if not origin or "*" in self.origins or origin in self.origins:
+            return True
+        return origin in own_origins(connection)
 
 
 class ErrorBoundary:
@@ -216,7 +233,7 @@ class ErrorBoundary:
                 raise  # too late for an answer: the server logs it and closes the connection
             logger.exception("Unhandled error")
         else:
-            if begun or scope["type"] != "http":
+            if begun or not (scope["type"] == "http" or can_deny(scope)):
                 return
             logger.error("A request was not answered")
         finally:
@@ -245,6 +262,17 @@ def completed(own: Iterable[Header], identifier: str, ours: Iterable[Header]) ->
         kept = b"etag" in names and b"set-cookie" not in names
         headers.append((CACHE_CONTROL, b"no-cache" if kept else b"no-store"))
     return headers
+
+
+def own_origins(connection: HTTPConnection) -> set[str]:
+    """Return those of the host that was asked; a proxy may have taken the encryption off."""
+    host = connection.headers.get("host", "").lower()
+    if not host:
+        return set()
+    own = {f"https://{host}"}
+    if connection.scope["scheme"] in {"http", "ws"}:
+        own.add(f"http://{host}")
+    return own
 
 
 def can_deny(scope: Scope) -> bool:

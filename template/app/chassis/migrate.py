@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.chassis import features, integrity
+from app.chassis import features, integrity, storage
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
@@ -205,6 +205,30 @@ def create_database(database: Path) -> None:
             os.link(fresh, database)
 
 
+def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
+    """Return why a line of revisions cannot be run from its beginning to one end, if it cannot."""
+    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
+        names = ", ".join(sorted(missing))
+        return f"{names} is missing, and another one follows it; bring it back"
+    heads = heads_of(revisions)
+    if len(heads) > 1:
+        names = ", ".join(sorted(heads))
+        return f"{names} are all the newest; join them: `uv run alembic merge heads`"
+    if revisions and not heads:
+        return "each follows another one; one has to be the newest"
+    return None
+
+
+def require_line(schema: Schema) -> None:
+    """Refuse revisions that Alembic could not put in an order.
+
+    Raises:
+        StartupError: With what to do.
+    """
+    if fault := find_fault(read_revisions(schema.versions)):
+        raise StartupError(f"Database: of the revisions in {directory(schema)} {fault}.")
+
+
 def upgrade(database: Path) -> None:
     """Bring the database to this code's newest revision, creating it if it is missing.
 
@@ -213,6 +237,8 @@ def upgrade(database: Path) -> None:
     Raises:
         StartupError: The file is not a database or one without revisions, or a migration failed.
     """
+    for schema in schemas():
+        require_line(schema)
     require_database(database)
     try:
         connection = open_database(database)
@@ -324,9 +350,8 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     for feature in features.SCHEMAS:
         # makes its tables known to the metadata, which the service's own may refer to
         import_module(f"app.chassis.{feature.name}.models")
-    database = context.config.attributes.get("database") or settings.load().database_path
+    database = context.config.attributes.get("database") or prepared(settings)
     schema = context.config.attributes.get("schema") or schemas()[-1]
-    require_database(database)
     file = DatabaseFile(database)
     engine = migration_engine(file)
     try:
@@ -366,6 +391,23 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     finally:
         engine.dispose()
         file.close()
+
+
+def prepared(settings: type[ChassisSettings]) -> Path:
+    """Return the database for a command of Alembic's own, which a start has not prepared.
+
+    Raises:
+        CommandError: Alembic shows it as one line.
+    """
+    from alembic.util import CommandError
+
+    try:
+        loaded = settings.load()
+        storage.prepare(loaded)
+        require_database(loaded.database_path)
+    except StartupError as error:
+        raise CommandError(str(error)) from None
+    return loaded.database_path
 
 
 def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:

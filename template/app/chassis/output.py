@@ -41,7 +41,7 @@ PIECE: Final = 4096
 LEFT: Final = 10
 """Lines a second that are no requests, however many requests there are."""
 
-LINGER: Final = 0.01
+LINGER: Final = 0.05
 """Seconds in which lines gather, so that a busy worker does not wake a thread for each."""
 
 EXIT_TIMEOUT: Final = 1.0
@@ -100,7 +100,7 @@ class Shared:
     """
 
     def __init__(self, lines: int) -> None:
-        sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1, 1)
+        sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1, 2)
         times = 8 * sum(sizes)
         self.file = os.memfd_create("log") if sys.platform == "linux" else temporary_file()
         os.ftruncate(self.file, times + 8 * WIDTH * (SLOTS + 1))
@@ -109,7 +109,8 @@ class Shared:
         ends = list(accumulate(sizes))
         parts = [cells[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         self.usual, self.important, self.written = map(Window, parts[:3])
-        self.told_at = parts[3]
+        self.told_at = parts[3][:1]
+        self.last_slot = parts[3][1:]
         counts = memory[times:].cast("Q")
         self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
         self.slot = 0
@@ -121,14 +122,17 @@ class Shared:
 
     def forked(self) -> None:
         self.slot = 1 + self.forks % (SLOTS - 1)
+        self.last_slot[0] = max(self.last_slot[0], self.slot)
 
     def count(self, what: int) -> None:
         self.counts[self.slot * WIDTH + what] += 1
 
     def untold(self) -> list[int]:
         """What has been counted, by all processes, since it was told last."""
-        counts, told = self.counts, self.told
-        return [sum(counts[index::WIDTH]) - told[index] for index in range(WIDTH)]
+        slots = range(int(self.last_slot[0]) + 1)
+        rows = [self.counts[slot * WIDTH : (slot + 1) * WIDTH].tolist() for slot in slots]
+        counts = map(sum, zip(*rows, strict=True))
+        return [number - told for number, told in zip(counts, self.told.tolist(), strict=True)]
 
     def note_told(self, counts: list[int]) -> None:
         for index, number in enumerate(counts):
@@ -202,6 +206,7 @@ class Output:
         self.descriptor = descriptor
         self.shared = shared
         self.tell = tell
+        self.left = min(LEFT, shared.usual.lines // 5)
         self.owner = os.getpid()
         self.torn = False
         """Whether a write has ended within a line."""
@@ -222,7 +227,7 @@ class Output:
 
     def put_request(self, status: int, milliseconds: float, line: Callable[[], str]) -> None:
         """Write a request's line, or count it."""
-        if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=LEFT):
+        if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=self.left):
             self.put(line().encode(errors="backslashreplace") + b"\n")
         else:
             self.count(STATUS + min(status, 599), DURATION + bucket(milliseconds))
@@ -295,7 +300,7 @@ class Output:
         """Take the time that so many lines need; they may have waited for long, and all at once."""
         for _ in range(lines):
             while not self.shared.written.take(time.monotonic()) and not self.ending:
-                time.sleep(LINGER)
+                time.sleep(LINGER / 5)
 
     def tell_counts(self, tell: Callable[[Tally], str]) -> None:
         """Write what all processes have counted, in one line a second.

@@ -5,13 +5,24 @@ One worker by default: SQLite has one writer, and more workers, each with its me
 where Python is busy.
 """
 
+import errno
+import logging.config
+import socket
 import sys
-from typing import Final
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from app.chassis import deadlines
-from app.chassis.settings import ChassisSettings
+from app.chassis.errors import StartupError
+from app.chassis.settings import PROJECT_ROOT, ChassisSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 APPLICATION: Final = "app.main:create_app"
+MIGRATED: Final = "app.chassis.server:create_migrated_app"
 
 PROTOCOL: Final = "app.chassis.bounds:BoundedProtocol"
 
@@ -31,7 +42,8 @@ def production_command(settings: ChassisSettings) -> list[str]:
 
 def development_command(settings: ChassisSettings, *, reload: bool) -> list[str]:
     """One process on this machine only, restarted on a change of the code if asked."""
-    options = ["--reload", "--reload-dir=app"] if reload else []
+    watched = ["--reload", "--reload-dir=app", "--reload-dir=migrations"]
+    options = [*(watched if reload else []), MIGRATED if reload else APPLICATION]
     return [
         sys.executable,
         "-m",
@@ -45,5 +57,62 @@ def development_command(settings: ChassisSettings, *, reload: bool) -> list[str]
         "--no-proxy-headers",
         f"--timeout-graceful-shutdown={deadlines.REQUESTS}",
         *options,
-        APPLICATION,
     ]
+
+
+def development_bind(settings: ChassisSettings) -> str:
+    return f"127.0.0.1:{settings.port}"
+
+
+def require_free(bind: str) -> None:
+    """Refuse a port on which another program listens, before anything is changed.
+
+    Raises:
+        StartupError: It is taken, or may not be used.
+    """
+    host, _, port = bind.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # as the servers do; a port from which an earlier one has just gone is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise StartupError(
+                f"PORT: {port} {reason}; stop what listens there, or set PORT to another"
+            ) from None
+
+
+def create_migrated_app() -> "FastAPI":
+    """Make the application after a change of the code, with the revisions that came with it.
+
+    The process that watches the code holds the database's lock meanwhile.
+    """
+    from app.chassis import logs, migrate
+    from app.settings import Settings
+
+    threading.Thread(target=watch_revisions, args=(revisions(),), daemon=True).start()
+    try:
+        settings = Settings.load()
+        logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+        migrate.upgrade(settings.database_path)
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    from app.main import create_app
+
+    return create_app()
+
+
+def revisions() -> set[Path]:
+    return set((PROJECT_ROOT / "migrations" / "versions").glob("*.py"))
+
+
+def watch_revisions(before: set[Path]) -> None:
+    """Touch a file that uvicorn watches once a revision has come: a new file it does not see."""
+    while revisions() == before:
+        time.sleep(0.5)
+    (PROJECT_ROOT / "migrations" / "env.py").touch()

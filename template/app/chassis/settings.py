@@ -59,6 +59,8 @@ DATABASE_URL_FORM: Final = re.compile(
     r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00\ud800-\udfff]+)"
 )
 ORIGIN_FORM: Final = re.compile(r"(https?)://(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", re.IGNORECASE)
+DIRECTIVE_FORM: Final = re.compile(r"[a-z-]+( +[!-:<-~]+)*")
+KEYWORDS: Final = frozenset({"self", "none", "unsafe-inline", "unsafe-eval", "strict-dynamic"})
 NAME_FORM: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 NUMBER_FORM: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -81,6 +83,7 @@ class ChassisSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=PROJECT_ROOT / ".env",
+        env_file_encoding="utf-8-sig",  # some editors begin a file with a mark of their own
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -105,6 +108,7 @@ class ChassisSettings(BaseSettings):
     allowed_hosts: StringList = ()
     trusted_proxies: StringList = ()
     docs_enabled: bool = False
+    content_security_policy: str = ""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
@@ -148,6 +152,9 @@ class ChassisSettings(BaseSettings):
             != "development"
         )
         values.setdefault("docs_enabled", not production)
+        if not production and not values.get("volume_path"):
+            # a person's machine, on which no deploy is about to end
+            values.setdefault("lock_timeout", 3)
         values.setdefault("log_format", "json" if production else "text")
         if on_railway:
             volume = values.get("railway_volume_mount_path")
@@ -236,6 +243,16 @@ class ChassisSettings(BaseSettings):
             raise ValueError(f"is not on the volume, so every deploy would lose the data; {advice}")
         return value
 
+    @field_validator("content_security_policy")
+    @classmethod
+    def policy_is_directives(cls, value: str) -> str:
+        directives = [part.strip() for part in value.split(";") if part.strip()]
+        if not all(DIRECTIVE_FORM.fullmatch(directive) for directive in directives):
+            raise ValueError("must be directives only, such as default-src 'self'; img-src * data:")
+        if KEYWORDS.intersection(word for directive in directives for word in directive.split()):
+            raise ValueError("needs quotes around its keywords: 'self', 'none', 'unsafe-inline'")
+        return "; ".join(directives)
+
     @field_validator("backend_url")
     @classmethod
     def backend_url_is_an_origin(cls, value: str, info: ValidationInfo) -> str:
@@ -309,13 +326,16 @@ class ChassisSettings(BaseSettings):
             ConfigurationError: With one line for every problem.
         """
         try:
-            return cls(**sources)
+            settings = cls(**sources)
         except UnicodeDecodeError:
             raise ConfigurationError([".env: is not UTF-8 text; save it as that"]) from None
         except ValidationError as error:
             raise ConfigurationError(
                 [describe(dict(problem)) for problem in error.errors(include_input=False)]
             ) from None
+        if refused := settings.refusals():
+            raise ConfigurationError(refused)
+        return settings
 
     @property
     def on_railway(self) -> bool:
@@ -342,6 +362,10 @@ class ChassisSettings(BaseSettings):
         """Every interface, over IPv6 and IPv4 where the machine has both."""
         host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104, meant
         return f"{host}:{self.port}"
+
+    def refusals(self) -> list[str]:
+        """Problems of variables that are no setting, one line each."""
+        return []
 
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant, one line each."""

@@ -1,6 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The directory the database lives in: mounted, owned, writable, and locked by one service."""
 
+import errno
 import fcntl
 import glob
 import logging
@@ -23,6 +24,9 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 WAIT_MESSAGE_EVERY: Final = 5.0
 LOCK_POLL: Final = 0.1
 
+FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+"""How the lock's file is opened: never another one, to which a symbolic link leads."""
+
 
 def prepare(settings: ChassisSettings) -> None:
     """Make the database's directory usable, giving up root where APP_UID says so.
@@ -35,8 +39,10 @@ def prepare(settings: ChassisSettings) -> None:
     if settings.production and settings.volume is not None:
         require_mount(settings.volume)
     if settings.app_uid is not None and os.geteuid() == 0:
-        make_directory(directory)
-        give_to(settings.volume or directory, settings.app_uid)
+        # only what nobody else can have put a symbolic link into
+        top = settings.volume or directory
+        make_directory(top)
+        give_to(top, settings.app_uid)
         drop_to(settings.app_uid)
         require_readable(PROJECT_ROOT / "app")
     make_directory(directory)
@@ -98,11 +104,16 @@ def make_directory(directory: Path) -> None:
 
 
 def give_to(directory: Path, uid: int) -> None:
-    """Make uid the owner of the directory and all below it; what it owns already is left alone."""
+    """Make uid the owner of the directory and all below it; what it owns already is left alone.
+
+    Root never follows a path into it: whoever owns it could put a symbolic link there meanwhile.
+    """
     try:
-        for path in (directory, *directory.rglob("*")):
-            if path.lstat().st_uid != uid:
-                os.chown(path, uid, uid, follow_symlinks=False)
+        for _, directories, files, descriptor in os.fwalk(os.path.realpath(directory)):
+            for name in (".", *directories, *files):
+                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if found.st_uid != uid:
+                    os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)
     except OSError as error:
         raise StartupError(
             f"Storage: cannot give {directory} to uid {uid}: {error.strerror}. "
@@ -164,7 +175,7 @@ def ownership_advice() -> str:
 def is_locked(database: Path) -> bool:
     """Whether a service, or a command that changes the database, holds it; takes nothing."""
     try:
-        descriptor = os.open(lock_file(database), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock_file(database), os.O_RDONLY | FLAGS)
     except OSError:
         return False
     try:
@@ -209,11 +220,12 @@ def acquire_lock(database: Path, timeout: float) -> int:
     """
     path = lock_file(database)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
     except OSError as error:
-        raise StartupError(
-            f"Storage: cannot open {path}: {error.strerror}. {ownership_advice()}"
-        ) from None
+        advice = ownership_advice()
+        if error.errno == errno.ELOOP:
+            advice = "It is a symbolic link, which would be written through; remove it."
+        raise StartupError(f"Storage: cannot open {path}: {error.strerror}. {advice}") from None
     start = said = time.monotonic()
     while True:
         try:
@@ -221,15 +233,20 @@ def acquire_lock(database: Path, timeout: float) -> int:
             break
         except BlockingIOError:
             now = time.monotonic()
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
         if now - start >= timeout:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({holder or 'unknown'}). "
+                f"Storage: {database} is in use by another service ({holder}). "
                 "Stop that one first, or let it finish and start again."
             )
         if said == start or now - said >= WAIT_MESSAGE_EVERY:
-            logger.info("Waiting for the service that still uses %s", database)
+            logger.info(
+                "Waiting for the service that still uses %s (%s), up to %.0f s",
+                database,
+                holder,
+                timeout - (now - start),
+            )
             said = now
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)

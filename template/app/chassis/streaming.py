@@ -58,12 +58,15 @@ class EventStream(Response):
     Args:
         events: The generator. It resumes after the client's Last-Event-ID.
         heartbeat: Seconds of silence after which a comment is sent.
+        status_code: Status of the answer, which FastAPI's `response_class=EventStream` looks for.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, *, heartbeat: float = HEARTBEAT) -> None:
-        super().__init__()
+    def __init__(
+        self, events: Events, *, heartbeat: float = HEARTBEAT, status_code: int = 200
+    ) -> None:
+        super().__init__(status_code=status_code)
         del self.headers["content-length"]
         self.headers["Cache-Control"] = "no-cache, no-transform"
         # nginx and its like collect small events in a buffer without this
@@ -73,8 +76,8 @@ class EventStream(Response):
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
         pump = asyncio.create_task(self._pump(send))
         departure = asyncio.create_task(wait_for_disconnect(receive))
         open_streams.add(pump)

@@ -98,7 +98,11 @@ def scalar(text: str) -> str:
 
 
 def git_address(source: str) -> str:
-    """Return what git takes for a source as Copier takes it."""
+    """Return what git takes for a source as Copier takes it.
+
+    Raises:
+        TemplateError: It is a relative path that leads to no template from here.
+    """
     for short, host in SHORT.items():
         if source.startswith(short):
             name = source.removeprefix(short).lstrip("/").removesuffix(".git")
@@ -106,7 +110,13 @@ def git_address(source: str) -> str:
     source = source.removeprefix("git+")
     if "://" in source or re.match(r"[\w.-]+@[\w.-]+:", source):
         return source
-    return str(ROOT / Path(source).expanduser())
+    path = (ROOT / Path(source).expanduser()).resolve()
+    if not Path(source).expanduser().is_absolute() and not (path / "copier.yml").is_file():
+        raise TemplateError(
+            f"Template: {source} led to the template only from where this was copied; write its "
+            "address into _src_path of .copier-answers.yml, and commit that."
+        )
+    return str(path)
 
 
 def package_address(address: str) -> str:
@@ -140,11 +150,16 @@ def newest_release(address: str, version: str) -> str:
     if done.returncode:
         told = re.search(r"^(?:fatal|error): (.+)", done.stderr, re.M | re.I)
         reason = (told[1] if told else "git failed").replace(address, shown)
-        raise TemplateError(f"Template: {shown} cannot be read: {reason}")
+        raise TemplateError(
+            f"Template: {shown} cannot be read: {reason}; if the template is somewhere else, "
+            "write its address into _src_path of .copier-answers.yml, and commit that."
+        )
     found = [RELEASE.fullmatch(line.partition("\t")[2]) for line in done.stdout.splitlines()]
     tags = {number(match[2]): match[1] for match in found if match}
     if not tags or max(tags) < number(version):
-        raise TemplateError(f"Template: {shown} has no release that is {version} or newer.")
+        raise TemplateError(
+            f"Template: {shown} has no release that is {version} or newer; fetch its tags there."
+        )
     return tags[max(tags)]
 
 

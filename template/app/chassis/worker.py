@@ -70,7 +70,8 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
             backlog=self.cfg.backlog,
             limit_max_requests=self.max_requests,
             timeout_keep_alive=self.cfg.keepalive,
-            timeout_notify=self.timeout,
+            # every second: uvicorn reads the wall clock, which may be set back by a minute
+            timeout_notify=-sys.maxsize,
             callback_notify=self.beat,
             timeout_graceful_shutdown=deadlines.REQUESTS,
         )
@@ -83,7 +84,8 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.note_stop)
-        self.server.run(sockets=self.sockets)
+        # without gunicorn's wrapper, which finds them closed at the end and logs an error
+        self.server.run(sockets=[listener.sock for listener in self.sockets])
         if not self.server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 

@@ -8,6 +8,21 @@ import pytest
 
 from app.chassis import migrate
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.testing import required_variables
+from app.settings import Settings
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let a warning fail the test, unless it is of the service's own code."""
+    others = "default:::(?!app[.]chassis|tests[.]chassis|_pytest)"
+    item.add_marker(pytest.mark.filterwarnings("error", others), append=False)
+
+
+@pytest.fixture(autouse=True)
+def required(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the settings of the service's own that have no default a value."""
+    for name, value in required_variables(Settings).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import pytest
 
 from app.chassis import features, garbage
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.testing import required_variables
+from app.settings import Settings
 
 DEADLINE = 30.0
 
@@ -40,6 +42,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {
             "PATH": os.environ["PATH"],
+            **required_variables(Settings),
             "PORT": str(self.port),
             "DATABASE_URL": f"sqlite:///{directory}/app.db",
             **variables,
@@ -134,15 +137,42 @@ def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -
     assert "is in use by another service" in impatient.output()
     assert "Traceback" not in impatient.output()
 
-    services.append(patient := Service(tmp_path))
+    services.append(patient := Service(tmp_path, LOCK_TIMEOUT="60"))
     patient.wait_for("Waiting for the service that still uses")
-    services.append(stopped := Service(tmp_path))
+    assert f"process {first.process.pid})" in patient.output()
+    services.append(stopped := Service(tmp_path, LOCK_TIMEOUT="60"))
     stopped.wait_for("Waiting for the service that still uses")
     assert stopped.stop() == 128 + signal.SIGTERM
     assert "Traceback" not in stopped.output()
 
     first.stop()
     patient.wait_until_healthy()
+
+
+@pytest.mark.parametrize("command", ["start", "serve"])
+def test_an_occupied_port_is_refused_in_one_line(
+    services: list[Service], tmp_path: Path, command: str
+) -> None:
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", 0))
+        occupant.listen()
+        port = occupant.getsockname()[1]
+        services.append(service := Service(tmp_path, command, PORT=str(port)))
+        assert service.process.wait(DEADLINE) == 1
+    assert service.output() == (
+        f"PORT: {port} is in use; stop what listens there, or set PORT to another\n"
+    )
+    assert not (tmp_path / "app.db").exists()
+
+
+def test_a_clean_stop_logs_no_problem(services: list[Service], tmp_path: Path) -> None:
+    services.append(service := Service(tmp_path, WORKERS="2", LOG_FORMAT="json"))
+    service.wait_until_healthy()
+    before = len(service.output())
+    assert service.stop() == 0
+    entries = [json.loads(line) for line in service.output()[before:].splitlines()]
+    assert {entry["level"] for entry in entries} == {"info"}
+    assert not [entry for entry in entries if "rror" in entry["message"]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")

@@ -13,6 +13,7 @@ from typing import Annotated
 import pytest
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request
 from fastapi.security import HTTPBearer
+from pydantic_settings import DotEnvSettingsSource
 
 from app.chassis import check, features, migrate
 from app.chassis.checks import database, deployment, routes, service, storage
@@ -44,7 +45,7 @@ def by_id(findings: Iterable[Finding]) -> dict[str, Finding]:
 
 def production(**changes: object) -> Settings:
     """Settings in production; what would be refused there is set past the rules."""
-    return Settings().model_copy(update={"environment": "production", **changes})
+    return Settings.load().model_copy(update={"environment": "production", **changes})
 
 
 def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
@@ -131,7 +132,29 @@ def test_variables_come_in_several_forms(tmp_path: Path, text: str) -> None:
     assert check.read_variables(str(file)) == RAILWAY
 
 
-@pytest.mark.parametrize("text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n{SECRET}", ""])
+def test_an_env_file_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    lines = [
+        "\ufeffAPP_VERSION='a\nb'",
+        "LOG_LEVEL=debug # why",
+        "VOLUME_PATH=/${LOG_LEVEL}",
+        "export PORT=80#0",
+        "WORKERS",
+        "DATABASE_URL='it\\'s'",
+    ]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    encoding = Settings.model_config["env_file_encoding"]
+    source = DotEnvSettingsSource(Settings, env_file=file, env_file_encoding=encoding)
+
+    found = check.read_variables(str(file))
+
+    assert found == {name.upper(): text for name, text in source.env_vars.items() if text}
+    assert found.keys() == {"APP_VERSION", "LOG_LEVEL", "VOLUME_PATH", "PORT", "DATABASE_URL"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"A": {"b": 1}}', "[1]", f"A=1\n'{SECRET}", "", '{"A": "\\u0000"}']
+)
 def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text: str) -> None:
     file = tmp_path / "variables"
     file.write_text(text, encoding="utf-8")
@@ -143,6 +166,28 @@ def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text
     assert SECRET not in str(caught.value)
     with pytest.raises(StartupError, match=r"cannot be read"):
         check.read_variables(str(tmp_path / "missing"))
+
+
+def test_two_newest_revisions_are_said_and_refused(
+    settings: Settings, add_revision: Callable[[str], str]
+) -> None:
+    make_database(settings.database_path)
+    add_revision('revision = "a"\ndown_revision = "{head}"\n')
+    assert database.revisions().status == "ok"
+    first = migrate.VERSIONS / "added.py"
+    other = first.read_text(encoding="utf-8").replace('"a"', '"b"')
+    (migrate.VERSIONS / "other.py").write_text(other, encoding="utf-8")
+
+    found = by_id(database.check(settings))
+
+    assert found["database.revisions"].status == "failed"
+    assert "a, b are all the newest" in found["database.revisions"].verdict
+    assert found["database.schema"].status == "skipped"
+    with pytest.raises(StartupError, match="uv run alembic merge heads"):
+        migrate.upgrade(settings.database_path)
+    first.unlink()
+    (migrate.VERSIONS / "other.py").write_text('revision = "b"\ndown_revision = "gone"\n')
+    assert "gone is missing, and another one follows it" in database.revisions().verdict
 
 
 MOUNTS = """\
@@ -420,6 +465,21 @@ def test_a_committed_env_file_is_found(tmp_path: Path) -> None:
     assert deployment.env_file(tmp_path).status == "ok"
     subprocess.run([GIT, "-C", str(tmp_path), "add", "--force", ".env"], check=True)
     assert by_id([deployment.env_file(tmp_path)])["deploy.env-file"].status == "failed"
+
+
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_a_committed_env_file_is_found_in_a_larger_repository(tmp_path: Path) -> None:
+    assert GIT is not None
+    service = tmp_path / "services" / "billing"
+    service.mkdir(parents=True)
+    subprocess.run([GIT, "init", "--quiet", str(tmp_path)], check=True)
+    for name in (".env.example", ".env.production"):
+        (service / name).touch()
+        assert deployment.env_file(service).status == "ok"
+        subprocess.run([GIT, "-C", str(service), "add", "--force", name], check=True)
+    found = deployment.env_file(service)
+    assert found.status == "failed"
+    assert found.verdict.startswith(".env.production is committed")
 
 
 def open_routes(router: APIRouter) -> list[str]:

@@ -30,6 +30,7 @@ from .databases import make_database
 
 EDGE = ("100.64.0.7", 4711)
 STRANGER = ("203.0.113.9", 4711)
+PAGE = "https://app.example"
 
 
 class Line(BaseModel):
@@ -212,6 +213,61 @@ def test_a_websocket_is_held_to_the_hosts_too(settings: Settings) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("", 101),
+        (PAGE, 101),
+        ("https://api.example", 101),
+        ("https://own.example", 101),
+        ("http://own.example", 403),
+        ("https://own.example:8443", 403),
+        ("https://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_only_pages_that_may_call_open_a_websocket(
+    settings: Settings, origin: str, status: int
+) -> None:
+    app = make_app(
+        settings,
+        cors_origins=(PAGE,),
+        backend_url="https://api.example",
+        trusted_proxies=("100.64.0.0/10",),
+    )
+
+    @app.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    headers = {"Host": "own.example", "X-Forwarded-Proto": "https"}
+    headers |= {"Origin": origin} if origin else {}
+    asked = caller(app, EDGE).websocket_connect("/socket", headers=headers)
+    if status == 101:
+        with asked:
+            return
+    with pytest.raises(WebSocketDenialResponse) as refused:
+        asked.__enter__()
+    assert refused.value.status_code == status
+    assert_complete(refused.value)
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-Host", "Forwarded", "X-Original-Host"])
+def test_a_redirect_goes_to_the_host_that_was_asked(settings: Settings, name: str) -> None:
+    app = make_app(settings, trusted_proxies=("100.64.0.0/10",), allowed_hosts=("api.example.com",))
+    headers = {
+        "Host": "api.example.com",
+        "X-Forwarded-Proto": "https",
+        name: "host=evil.example" if name == "Forwarded" else "evil.example",
+    }
+
+    answer = caller(app, EDGE).get("/whoami/", headers=headers, follow_redirects=False)
+
+    assert answer.headers["Location"] == "https://api.example.com/whoami"
+    assert_complete(answer)
+
+
 def test_a_handshake_is_treated_like_a_request(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +427,26 @@ def test_answers_carry_the_security_headers(settings: Settings) -> None:
     assert "Strict-Transport-Security" not in plain.headers
 
 
+def test_a_frontend_says_what_its_pages_may_load(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<script src=app.js></script>")
+    policy = "default-src 'self'; frame-ancestors 'none'"
+    app = make_app(
+        settings, environment="production", docs_enabled=False, content_security_policy=policy
+    )
+
+    @app.get("/own")
+    def own() -> Response:
+        return Response(headers={"Content-Security-Policy": "default-src *"})
+
+    app.mount("/", StaticFiles(directory=tmp_path, html=True))
+    page = caller(app).get("/index.html")
+
+    assert page.headers.get_list("Content-Security-Policy") == [policy]
+    assert page.headers["Cache-Control"] == "no-cache"
+    assert page.headers["ETag"]
+    assert caller(app).get("/own").headers.get_list("Content-Security-Policy") == ["default-src *"]
+
+
 @pytest.mark.parametrize("page", ["/docs", "/redoc", "/openapi.json"])
 def test_the_documentation_is_a_choice(settings: Settings, page: str) -> None:
     assert caller(make_app(settings, docs_enabled=True)).get(page).status_code == 200
@@ -397,9 +473,6 @@ def test_without_origins_no_page_may_call(settings: Settings) -> None:
 
     answer = client.get("/health", headers={"Origin": "https://app.example"})
     assert "Access-Control-Allow-Origin" not in answer.headers
-
-
-PAGE = "https://app.example"
 
 
 class Probe:
@@ -591,7 +664,7 @@ def test_a_services_own_cors_is_asked_first_and_covers_refusals(settings: Settin
 
 def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_path: Path) -> None:
     app = make_app(settings)
-    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / "sheet.html").write_text("<p>")
     app.mount("/static", StaticFiles(directory=tmp_path))
 
     @app.get("/explicit")
@@ -600,7 +673,7 @@ def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_pa
 
     @app.get("/file")
     def file() -> Response:
-        return FileResponse(tmp_path / "page.html")
+        return FileResponse(tmp_path / "sheet.html")
 
     @app.get("/signed-in")
     def signed_in() -> Response:
@@ -613,9 +686,9 @@ def test_what_may_be_kept_says_so_and_nothing_else_is(settings: Settings, tmp_pa
     client = caller(app)
     for path in ("/health", "/docs", "/openapi.json", "/missing", "/notes", "/signed-in"):
         assert client.get(path).headers.get_list("Cache-Control") == ["no-store"], path
-    page = client.get("/static/page.html")
+    page = client.get("/static/sheet.html")
     assert page.headers.get_list("Cache-Control") == ["no-cache"]
-    again = client.get("/static/page.html", headers={"If-None-Match": page.headers["ETag"]})
+    again = client.get("/static/sheet.html", headers={"If-None-Match": page.headers["ETag"]})
     assert (again.status_code, again.headers["Cache-Control"]) == (304, "no-cache")
     assert client.get("/file").headers["Cache-Control"] == "no-cache"
     assert client.get("/explicit").headers.get_list("Cache-Control") == ["public, max-age=60"]

@@ -17,6 +17,7 @@ from app.chassis import migrate
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.sqlite import MAGIC, open_database
+from app.chassis.testing import required_variables
 from app.models import Base
 from app.settings import Settings
 
@@ -244,3 +245,34 @@ def test_creating_replaces_nothing(settings: Settings) -> None:
     migrate.create_database(settings.database_path)
 
     assert revisions(settings.database_path) == migrate.head_revisions()
+
+
+@pytest.mark.parametrize("command", ["upgrade head", "current", "check"])
+def test_alembic_makes_the_directory_of_a_fresh_clone(tmp_path: Path, command: str) -> None:
+    database = tmp_path / "data" / "app.db"
+
+    done = run_alembic(command, DATABASE_URL=f"sqlite:///{database}")
+
+    assert "Traceback" not in done.stderr
+    assert database.exists()
+
+
+def test_alembic_shows_a_refusal_as_one_line(tmp_path: Path) -> None:
+    (tmp_path / "app.db").touch()
+    empty = run_alembic("upgrade head", DATABASE_URL=f"sqlite:///{tmp_path}/app.db")
+    bad = run_alembic("current", DATABASE_URL=f"sqlite:///{tmp_path}/b.db", WORKERS="many")
+
+    for done, reason in ((empty, "the file is empty"), (bad, "WORKERS: ")):
+        assert done.returncode != 0
+        assert reason in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def run_alembic(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *command.split()],
+        cwd=PROJECT_ROOT,
+        env={"PATH": os.environ["PATH"], **required_variables(Settings), **variables},
+        capture_output=True,
+        encoding="utf-8",
+    )

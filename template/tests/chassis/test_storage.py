@@ -123,6 +123,42 @@ def test_root_hands_the_volume_over(tmp_path: Path) -> None:
     assert os.stat("/etc/passwd").st_uid == before
 
 
+def test_the_lock_is_never_written_through_a_link(settings: Settings, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    storage.lock_file(settings.database_path).symlink_to(precious)
+    with pytest.raises(StartupError, match="is a symbolic link"):
+        storage.acquire_lock(settings.database_path, 0)
+    assert not storage.is_locked(settings.database_path)
+    assert precious.read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_root_makes_no_directory_through_a_link_on_the_volume(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
+    volume.mkdir()
+    elsewhere.mkdir(mode=0o700)
+    (volume / "data").symlink_to(elsewhere)
+    placed = settings.model_copy(
+        update={
+            "volume_path": str(volume),
+            "database_url": f"sqlite:///{volume}/data/below/app.db",
+            "app_uid": 10001,
+        }
+    )
+
+    def drop(_: int) -> None:
+        assert not list(elsewhere.iterdir())
+        raise StartupError("as far as root goes")
+
+    monkeypatch.setattr(storage, "drop_to", drop)
+    with pytest.raises(StartupError, match="as far as root goes"):
+        storage.prepare(placed)
+    assert elsewhere.stat().st_uid == 0
+
+
 def test_a_database_whose_name_ended_in_white_space_is_taken_over(settings: Settings) -> None:
     database = settings.database_path
     stray = database.with_name("app.db \n")

@@ -105,6 +105,7 @@ def test_without_a_version_nothing_can_be_told(
         ("0.9.0", "/gone", "/gone cannot be read: '/gone' does not appear to be a git repository"),
         ("0.9.0", "https://me:secret@127.0.0.1:1/x.git", "127.0.0.1:1/x.git cannot be read"),
         ("1.0.0", None, "has no release that is 1.0.0 or newer"),
+        ("0.9.0", ".", ". led to the template only from where this was copied; write its address"),
     ],
 )
 def test_a_template_that_cannot_be_asked_is_one_line(

@@ -10,6 +10,7 @@ from sqlalchemy import exc
 from app.chassis import integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
+from app.chassis.errors import StartupError
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
@@ -24,6 +25,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
     database = settings.database_path
     yield version()
     yield names()
+    yield revisions()
     if not database.exists():
         yield skipped("database.file", f"{database} does not exist yet; the start creates it")
         return
@@ -80,6 +82,17 @@ def names() -> Finding:
     return ok("models.names", "each constraint has a name of its own")
 
 
+def revisions() -> Finding:
+    """Whether each line of revisions has an order, which the start needs."""
+    for line in migrate.schemas():
+        try:
+            migrate.require_line(line)
+        except StartupError as error:
+            verdict, _, advice = str(error).removeprefix("Database: ").partition("; ")
+            return failed("database.revisions", f"{verdict}: the next start refuses them", advice)
+    return ok("database.revisions", "in order, to one newest")
+
+
 def pragmas(settings: ChassisSettings) -> Finding:
     """What the service's own connection says is in force."""
     expected = {
@@ -130,6 +143,8 @@ def schema(connection: sqlite3.Connection) -> Finding:
     shown = ", ".join(sorted(current)) or "no revision"
     if current == heads:
         return ok("database.schema", f"at {shown}, this code's newest")
+    if revisions().status == "failed":
+        return skipped("database.schema", f"at {shown}; the revisions have to be put right first")
     if migrate.is_migrated(current, migrate.known_revisions(), heads):
         return warning(
             "database.schema",

@@ -43,28 +43,40 @@ def check() -> Iterator[Finding]:
 
 
 def lock_file(root: Path = PROJECT_ROOT) -> Finding:
-    """Whether a build installs what was tested."""
+    """Tell whether a build installs what was tested; a uv workspace has one lock, at its root."""
     name = "deploy.uv-lock"
-    if not (root / "uv.lock").is_file():
-        return failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
+    missing = failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
+    locks = [directory / "uv.lock" for directory in (root, *root.parents)]
+    lock = next((lock for lock in locks if lock.is_file()), None)
+    if lock is None:
+        return missing
+    shown = "uv.lock" if lock == locks[0] else f"the workspace's {lock}"
     # `uv run` says where it is; it need not be on the path
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
-        return skipped(name, "uv.lock is there; uv is not, so it cannot be compared")
+        return skipped(name, f"{shown} is there; uv is not, so it cannot be compared")
     command = [uv, "lock", "--check", "--project", str(root)]
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
     except (OSError, subprocess.SubprocessError):
-        return skipped(name, "uv.lock is there; uv did not answer, so it was not compared")
+        return skipped(name, f"{shown} is there; uv did not answer, so it was not compared")
+    if "Unable to find lockfile" in done.stderr:
+        return missing
+    if "workspace members are both named" in done.stderr:
+        return failed(
+            name,
+            "another member of the uv workspace has this one's name",
+            "give it another `name` in pyproject.toml",
+        )
     if "needs to be updated" in done.stderr:
         return failed(
             name,
-            "uv.lock is not what pyproject.toml asks for, so the build will fail",
+            f"{shown} is not what pyproject.toml asks for, so the build will fail",
             "run `uv lock` and commit it",
         )
     if done.returncode != 0:
-        return skipped(name, "uv.lock is there; uv could not compare it without the registry")
-    return ok(name, "uv.lock is in step with pyproject.toml")
+        return skipped(name, f"{shown} is there; uv could not compare it without the registry")
+    return ok(name, f"{shown} is in step with pyproject.toml")
 
 
 def start_command(root: Path = PROJECT_ROOT) -> Finding:
@@ -110,22 +122,25 @@ def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
 
 
 def env_file(root: Path = PROJECT_ROOT) -> Finding:
-    """Whether .env stays out of the repository."""
+    """Tell whether .env and its variants stay out of the repository, whose root may be above."""
     name = "deploy.env-file"
     git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return skipped(name, "this is no git repository")
+    if git is None:
+        return skipped(name, "there is no git here")
     listed = subprocess.run(
-        [git, "-C", str(root), "ls-files", "--error-unmatch", ".env"],
+        [git, "-C", str(root), "ls-files", "--", ".env", ".env.*", ":!.env.example*"],
         capture_output=True,
+        encoding="utf-8",
         env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         timeout=60,
     )
-    if listed.returncode == 0:
+    if listed.returncode != 0:
+        return skipped(name, "this is no git repository")
+    if files := listed.stdout.splitlines():
         return failed(
             name,
-            ".env is committed, with whatever secrets it holds",
-            "git rm --cached .env, and replace the secrets",
+            f"{', '.join(files)} is committed, with whatever secrets it holds",
+            f"git rm --cached {' '.join(files)}, and replace the secrets",
         )
     return ok(name, ".env is not committed")
 

@@ -69,7 +69,8 @@ def test_without_a_bucket_the_server_runs_alone(settings: Settings) -> None:
 def test_the_server_runs_under_litestream(configured: Settings) -> None:
     command = litestream.supervise(configured, ["a server", "--port=1"])
 
-    assert command[1:] == [
+    assert command[3].endswith("litestream/relay.py")
+    assert command[5:] == [
         "replicate",
         "-config",
         str(PROJECT_ROOT / "litestream.yml"),

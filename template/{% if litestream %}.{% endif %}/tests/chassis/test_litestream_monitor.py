@@ -206,7 +206,7 @@ def test_a_stop_waits_for_the_bucket_and_says_how_it_ended(
 
 def test_the_socket_lies_beside_the_database_if_its_name_fits(tmp_path: Path) -> None:
     def socket_of(directory: Path) -> Path:
-        return Settings(database_url=f"sqlite:///{directory}/app.db").control_socket
+        return Settings.load(database_url=f"sqlite:///{directory}/app.db").control_socket
 
     assert socket_of(Path("/data")) == Path("/data/.app.db-litestream.sock")
     long = tmp_path / ("x" * 100)

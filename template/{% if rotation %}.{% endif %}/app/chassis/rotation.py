@@ -116,8 +116,10 @@ class Rotation(Monitor):
         try:
             needed = backup.total_size(self.database) + self.settings.copy_reserve
             backup.require_room(self.database.parent, needed, "Backup")
-        except (StartupError, OSError) as error:
+        except StartupError as error:
             return str(error)
+        except OSError:  # there is no directory yet
+            return None
         return None
 
     @asynccontextmanager

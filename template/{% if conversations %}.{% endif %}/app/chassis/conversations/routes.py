@@ -1,6 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """The routes of threads and their messages."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Final, Literal
@@ -10,11 +11,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.chassis import openapi
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
 from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
-from app.chassis.conversations.turns import Turn, is_blank
+from app.chassis.conversations.turns import VISIBLE, Turn, is_blank
 from app.chassis.database import Database, Reader, Writer, get_database
 from app.chassis.features import ChassisSettings
 from app.chassis.routing import DatabaseRoute
@@ -45,9 +47,11 @@ def not_blank(text: str) -> str:
     return text
 
 
-Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+NotBlank = Annotated[str, AfterValidator(not_blank), Field(json_schema_extra={"pattern": VISIBLE})]
 
-EventId = Annotated[str, Field(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")]
+Title = Annotated[NotBlank, Field(min_length=1, max_length=200)]
+
+EVENT_ID: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
 
 
 class ThreadIn(BaseModel):
@@ -68,7 +72,7 @@ class ThreadOut(BaseModel):
 
 
 class MessageIn(BaseModel):
-    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(not_blank)]
+    text: Annotated[NotBlank, Field(min_length=1, max_length=MAX_TEXT)]
     role: Literal["user"] = "user"
 
 
@@ -173,14 +177,18 @@ def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
     session.delete(find_thread(session, thread_id, owner))
 
 
-@router.post("/{thread_id}/chat")
+@router.post(
+    "/{thread_id}/chat",
+    response_class=EventStream,
+    responses={429: openapi.problem("Too many answers to the person are still being written")},
+)
 async def chat(
     thread_id: Id,
     message: MessageIn,
     owner: Owner,
     database: Annotated[Database, Depends(get_database)],
     replies: OpenReplies,
-    last_event_id: LastEventId[EventId | None] = None,
+    last_event_id: LastEventId[str | None] = None,
 ) -> EventStream:
     """Keep a message, and stream the answer to it.
 
@@ -190,7 +198,7 @@ async def chat(
     """
     # Only who may ask, and has asked for something, gets as far as the database.
     if last_event_id is not None:
-        position = Position.parse(last_event_id)
+        position = find_position(last_event_id)
         await database.run_reading(partial(find_answer, thread_id, position, owner))
         return EventStream(replies.resume(position))
     with replies.asked(owner):
@@ -228,23 +236,34 @@ def keep_question(
     return answer.id, turns
 
 
-@router.get("/{thread_id}/messages/{message_id}/stream")
+@router.get("/{thread_id}/messages/{message_id}/stream", response_class=EventStream)
 def stream_message(
     thread_id: Id,
     message_id: Id,
     session: Reader,
     owner: Owner,
     replies: OpenReplies,
-    last_event_id: LastEventId[EventId | None] = None,
+    last_event_id: LastEventId[str | None] = None,
 ) -> EventStream:
     """An answer from its first character, or after Last-Event-ID; an EventSource can read it."""
     position = Position(message_id, 0)
     if last_event_id is not None:
-        position = Position.parse(last_event_id)
+        position = find_position(last_event_id)
     if position.message_id != message_id:
-        raise HTTPException(422, "Last-Event-ID is of another message")
+        raise HTTPException(404, "Last-Event-ID is of another message")
     find_answer(thread_id, position, owner, session)
     return EventStream(replies.resume(position))
+
+
+def find_position(event_id: str) -> Position:
+    """Return the position that an event's id names.
+
+    Raises:
+        HTTPException: 404
+    """
+    if not EVENT_ID.fullmatch(event_id):
+        raise HTTPException(404, "Last-Event-ID is of no answer")
+    return Position.parse(event_id)
 
 
 def find_answer(thread_id: int, position: Position, owner: int | None, session: Session) -> None:

@@ -1,13 +1,21 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """What a provider of answers is asked, and how it says that it cannot answer."""
 
-import unicodedata
+import re
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 Role = Literal["user", "assistant"]
 
 Status = Literal["complete", "interrupted"]
+
+
+VISIBLE: Final = (
+    r"[^\s\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+"""A character that is neither white space nor a control or format one, such as a zero-width space,
+as a pattern that Python and OpenAPI (ECMA-262) both read."""
 
 
 class Turn(NamedTuple):
@@ -19,8 +27,7 @@ class Turn(NamedTuple):
 
 def is_blank(text: str) -> bool:
     """Return whether a text has nothing to see: models refuse a message of spaces alone."""
-    # Control and format characters, such as the zero-width space, are no white space to Python.
-    return all(one.isspace() or unicodedata.category(one) in {"Cc", "Cf"} for one in text)
+    return not re.search(VISIBLE, text)
 
 
 class Provider(Protocol):

@@ -99,15 +99,19 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
         str(target),
         str(settings.database_path),
     ]
+    said: bytes | None = None
     try:
-        subprocess.run(
+        # its lines come from here, where nobody waits for who reads them
+        said = subprocess.run(
             command,
             check=True,
             timeout=timeout,
             env=environment(settings, os.environ),
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "output", None)
         reason = (
             f"not done within LITESTREAM_RESTORE_TIMEOUT, {timeout:.0f} s"
             if isinstance(error, subprocess.TimeoutExpired)
@@ -117,6 +121,8 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
             f"Restore: the bucket's copy could not be read ({reason}). Nothing was changed, "
             "because an empty database would replace it. Check the LITESTREAM_ variables."
         ) from None
+    finally:
+        print((said or b"").decode(errors="replace"), end="", flush=True)
     if not target.exists():
         return False
     # Litestream's own check refuses rows that break a rule, too
@@ -146,7 +152,8 @@ def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:
     """The command that replicates for as long as the server runs, and ends as it ends."""
     if not settings.replicated:
         return command
-    return [binary(), "replicate", "-config", str(CONFIG), "-exec", shlex.join(command)]
+    relay = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py"))]
+    return [*relay, binary(), "replicate", "-config", str(CONFIG), "-exec", shlex.join(command)]
 
 
 def binary() -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.chassis.http import problem
+from app.chassis.http import own_origins, problem
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
@@ -43,14 +43,3 @@ class OriginCheck:
             return True
         origin = connection.headers.get("origin", "").lower()
         return origin in self.origins or origin in own_origins(connection)
-
-
-def own_origins(connection: HTTPConnection) -> set[str]:
-    """Those of the host that was asked; what came over HTTPS may look otherwise behind a proxy."""
-    host = connection.headers.get("host", "").lower()
-    if not host:
-        return set()
-    own = {f"https://{host}"}
-    if connection.scope["scheme"] in {"http", "ws"}:
-        own.add(f"http://{host}")
-    return own

@@ -21,6 +21,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.middleware.sessions import SessionMiddleware
 
+from app.chassis import openapi
 from app.chassis.database import Database
 from app.chassis.features import ChassisSettings
 from app.chassis.oauth.client import TIMEOUT, Client
@@ -28,7 +29,14 @@ from app.chassis.oauth.models import User
 from app.chassis.oauth.origin import OriginCheck
 from app.chassis.oauth.provider import Identity, Provider, UntrustworthyError
 from app.chassis.oauth.providers import providers
-from app.chassis.oauth.session import KEY, CurrentUser, begin, cookie_key, cookie_name
+from app.chassis.oauth.session import (
+    KEY,
+    SESSION,
+    CurrentUser,
+    begin,
+    cookie_key,
+    cookie_name,
+)
 from app.chassis.oauth.settings import OAuthSettings
 from app.chassis.routing import DatabaseRoute
 from app.chassis.times import now
@@ -62,6 +70,7 @@ def install(app: FastAPI, settings: ChassisSettings) -> None:
     """Add the routes below /auth, the session, and the protection of it."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+    SESSION.model.name = cookie_name(settings)
     clients = {provider.name: Client(provider) for provider in providers(settings)}
     app.include_router(make_router(settings, clients))
     # The last one added is the first to see a request.
@@ -96,7 +105,12 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
             raise refusal(503, f"{name.upper()}_CLIENT_ID is not set; see README.md, Sign-in")
         return client
 
-    @router.get("/{provider}/login")
+    @router.get(
+        "/{provider}/login",
+        status_code=302,
+        response_class=RedirectResponse,
+        responses={502: openapi.problem("The provider is out of order, or not to be trusted")},
+    )
     async def login(
         request: Request,
         provider: str,
@@ -142,7 +156,11 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         response.headers.update(NO_STORE)
         return user
 
-    @router.post("/logout", status_code=204)
+    @router.post(
+        "/logout",
+        status_code=204,
+        responses={403: openapi.problem("The page that asks is of another origin")},
+    )
     async def logout(request: Request) -> None:
         """Sign out, here and everywhere: every cookie that the user has ends with it."""
         # nobody waits for the writer who was not signed in

@@ -7,6 +7,8 @@ import time
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, HTTPException
+from fastapi.openapi.models import APIKey
+from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 
 from app.chassis.database import Database
@@ -54,7 +56,20 @@ OptionalUser = Annotated[User | None, Depends(find_user)]
 """Who is signed in, or None."""
 
 
-def require_user(user: OptionalUser) -> User:
+class SessionCookie(SecurityBase):
+    """The session's cookie, for the OpenAPI document; `install` gives it its name."""
+
+    scheme_name = "session"
+    model = APIKey.model_validate({"in": "cookie", "name": "session"})
+
+    def __call__(self) -> None:
+        """Ask for nothing: who is signed in is looked up elsewhere."""
+
+
+SESSION: Final = SessionCookie()
+
+
+def require_user(user: OptionalUser, _: Annotated[None, Depends(SESSION)]) -> User:
     if user is None:
         raise HTTPException(401, "You are not signed in")
     return user

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from app.chassis import proxies
 from app.chassis.settings import ChassisSettings, StringList, is_origin, is_production
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
@@ -48,6 +49,12 @@ class OAuthSettings(ChassisSettings):
                 "must list addresses or domains, without wildcards: ann@example.com, @example.com"
             )
         return tuple(entry if "@" in entry else f"@{entry}" for entry in entries)
+
+    def refusals(self) -> list[str]:
+        """Add the proxies with which no provider could be asked, once there is one to ask."""
+        clients = [name for name in type(self).model_fields if name.endswith("_client_id")]
+        asked = any(getattr(self, name) for name in clients)
+        return super().refusals() + (proxies.refusals("httpx2") if asked else [])
 
     def admits(self, email: str | None, *, whole_domain: bool = True) -> bool:
         """Whether somebody may use the service.

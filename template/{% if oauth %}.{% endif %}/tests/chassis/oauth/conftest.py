@@ -125,7 +125,7 @@ def settings(provider: Provider, migrated: Path, tmp_path: Path) -> Settings:
             f"{name}_client_secret": f"secret-of-{name}",
             f"{name}_issuer": provider.url,
         }
-    return Settings(database_url=f"sqlite:///{tmp_path}/app.db", page_enabled=False, **clients)
+    return Settings.load(database_url=f"sqlite:///{tmp_path}/app.db", page_enabled=False, **clients)
 
 
 class Log(logging.Handler):

@@ -147,3 +147,25 @@ def test_the_check_shows_what_the_providers_have_to_know(monkeypatch: pytest.Mon
     found = {finding.id: finding for finding in check.run({"ENVIRONMENT": "development"})}
     assert {found[f"sign-in.{name}"].status for name in NAMES} == {"skipped"}
     assert found["sign-in.admitted"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("https_proxy", "ftp://user:hunter2@127.0.0.1"),
+        ("HTTP_PROXY", "127.0.0.1:hunter2"),
+        ("NO_PROXY", "example.com:hunter2"),
+    ],
+)
+def test_a_proxy_that_no_client_takes_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for variable in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:3128")
+    assert Settings.load().production
+
+    monkeypatch.setenv(name, value)
+    assert problems().keys() == {name}

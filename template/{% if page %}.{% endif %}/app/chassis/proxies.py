@@ -1,0 +1,44 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""The variables that name a proxy, which HTTP clients read by themselves."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Final
+
+NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
+
+
+def refusals(library: str) -> list[str]:
+    """Return a line for each of the variables that no client could be made with.
+
+    Args:
+        library: `httpx` or `httpx2`, imported only where there is such a variable.
+    """
+    given = {name: value for name, value in os.environ.items() if name.upper() in NAMES and value}
+    if not given:
+        return []
+    client = import_module(library).Client
+    found = []
+    for name, value in given.items():
+        if name.upper() != "NO_PROXY":
+            proxy = value if "://" in value else f"http://{value}"
+            if reason := why_not(partial(client, proxy=proxy, verify=False)):
+                found.append(f"{name}: {reason}")
+    if not found and why_not(partial(client, verify=False)):
+        name = next((name for name in given if name.upper() == "NO_PROXY"), next(iter(given)))
+        found.append(f"{name}: {library} cannot read it; list host names, or unset it")
+    return found
+
+
+def why_not(make: Callable[[], object]) -> str | None:
+    """Return why the client cannot be made; never with the value, which may hold a password."""
+    advice = "set it to http://HOST:PORT, or unset it"
+    try:
+        make()
+    except ImportError:
+        return f"names a SOCKS proxy, and socksio is not installed; {advice}"
+    except Exception:
+        return f"is not the address of a proxy; {advice}"
+    return None

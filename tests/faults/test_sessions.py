@@ -220,9 +220,9 @@ def names(service: Service, which: str) -> list[str]:
 
 
 def tells(service: Service, since: int) -> str:
-    """The log's text after so many characters, when the request's line is there."""
+    """The log's text after so many characters, when it names the right way or long after."""
     deadline = time.monotonic() + 5
-    while " ms" not in service.output()[since:] and time.monotonic() < deadline:
+    while RIGHT_WAY not in service.output()[since:] and time.monotonic() < deadline:
         time.sleep(0.01)
     return service.output()[since:]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as BaseWorker
 
-from app.chassis import deadlines, garbage
+from app.chassis import deadlines, garbage, output
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -91,6 +91,11 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
 
     def note_stop(self, _: int, __: FrameType | None) -> None:
         self.server.should_exit = True
+        if self.server.force_exit:
+            # Asked twice: what the application has not ended would only be cancelled, with a
+            # traceback in the log.
+            output.flush()
+            os._exit(0)
 
     async def beat(self) -> None:
         """Tell gunicorn that the event loop turns."""

@@ -1,5 +1,7 @@
 """The template as it stands in the working tree, and ways to render it."""
 
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -65,59 +67,87 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def snapshot(isolation: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(isolation: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a directory once for all processes of a test run, and return it. It is read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        directory = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not directory.exists():
+                unfinished = shared / f"{name}.unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                make(unfinished)
+                unfinished.rename(directory)
+        return directory
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def snapshot(once: Callable[..., Path]) -> Path:
     """A plain directory with the files of the working tree, committed or not."""
-    directory = tmp_path_factory.mktemp("template") / "snapshot"
-    listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    for name in listed.rstrip("\0").split("\0"):
-        if not (ROOT / name).is_file():
-            continue  # deleted and not yet committed
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, directory / name, follow_symlinks=False)
-    return directory
+
+    def make(directory: Path) -> None:
+        listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        for name in listed.rstrip("\0").split("\0"):
+            if not (ROOT / name).is_file():
+                continue  # deleted and not yet committed
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name, follow_symlinks=False)
+
+    return once("snapshot", make)
 
 
 @pytest.fixture(scope="session")
-def template(snapshot: Path) -> Path:
+def template(snapshot: Path, once: Callable[..., Path]) -> Path:
     """A repository of the template with one release, 0.1.0."""
-    repository = snapshot.with_name("repository")
-    shutil.copytree(snapshot, repository, symlinks=True)
-    commit(repository, "First release", tag="0.1.0")
-    return repository
+
+    def make(repository: Path) -> None:
+        shutil.copytree(snapshot, repository, symlinks=True)
+        commit(repository, "First release", tag="0.1.0")
+
+    return once("template", make)
 
 
 @pytest.fixture(scope="session")
-def releases(template: Path) -> Path:
+def releases(template: Path, once: Callable[..., Path]) -> Path:
     """A repository of the template with two releases: 0.2.0 adds a last line to some files."""
-    repository = template.with_name("releases")
-    git(template.parent, "clone", "--quiet", str(template), str(repository))
-    for name in (
-        "app/chassis/__init__.py",
-        "app/main.py",
-        "app/settings.py",
-        "app/api/notes.py",
-    ):
-        with (repository / "template" / name).open("a", encoding="utf-8") as file:
-            file.write("# new in 0.2.0\n")
-    commit(repository, "Second release", tag="0.2.0")
-    return repository
+
+    def make(repository: Path) -> None:
+        git(template.parent, "clone", "--quiet", str(template), str(repository))
+        for name in (
+            "app/chassis/__init__.py",
+            "app/main.py",
+            "app/settings.py",
+            "app/api/notes.py",
+        ):
+            with (repository / "template" / name).open("a", encoding="utf-8") as file:
+                file.write("# new in 0.2.0\n")
+        commit(repository, "Second release", tag="0.2.0")
+
+    return once("releases", make)
 
 
 @pytest.fixture(scope="session")
-def render(copie_session: Copie, template: Path) -> Callable[..., Path]:
+def render(copie_session: Copie, template: Path, once: Callable[..., Path]) -> Callable[..., Path]:
     """The project for some answers, rendered once: read it, and leave it as it is."""
-    projects: dict[str, Path] = {}
 
     def render(**answers: str | int | list[str]) -> Path:
         assert answers.keys() <= ASKED.keys(), "no such question"
         complete: Answers = {"project_name": "Billing API", **answers}
-        key = repr(sorted(complete.items()))
-        if key not in projects:
+
+        def make(directory: Path) -> None:
             result = copie_session.copy(complete, template_dir=template)
             assert result.exception is None, result.exception
             assert result.project_dir is not None
-            projects[key] = result.project_dir
-        return projects[key]
+            result.project_dir.rename(directory)
+
+        key = hashlib.sha256(repr(sorted(complete.items())).encode()).hexdigest()[:16]
+        return once(f"project-{key}", make)
 
     return render
 

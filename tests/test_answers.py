@@ -380,6 +380,7 @@ def test_a_wrong_record_is_refused(
     assert_update_is_refused(done, project, name, message)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "given", "kept"),
     [

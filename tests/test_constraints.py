@@ -145,6 +145,7 @@ def test_a_second_constraint_on_the_same_column_is_made(project: Project) -> Non
     assert project.finding("models.names") == "ok"
 
 
+@pytest.mark.long
 def test_a_convention_of_first_columns_is_told_and_can_be_changed(project: Project) -> None:
     project.write(BEFORE, FIRST_COLUMN)
     project.migrate()
@@ -169,6 +170,7 @@ def test_a_convention_of_first_columns_is_told_and_can_be_changed(project: Proje
     assert "No new upgrade operations" in project.run("alembic", "check")
 
 
+@pytest.mark.long
 def test_names_of_one_column_are_what_they_were(project: Project) -> None:
     single = 'UniqueConstraint("room"), Index(None, "day"), '
     project.write(single, FIRST_COLUMN)
@@ -177,6 +179,7 @@ def test_names_of_one_column_are_what_they_were(project: Project) -> None:
     assert "No new upgrade operations" in project.run("alembic", "check")
 
 
+@pytest.mark.long
 def test_a_check_constraint_that_is_not_written_is_told(project: Project) -> None:
     project.write(BEFORE)
     project.migrate()

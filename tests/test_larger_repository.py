@@ -27,7 +27,9 @@ members = ["services/*"]
 
 
 @pytest.mark.parametrize("folder", ["services/billing", "it's [new]*/a service"])
-@pytest.mark.parametrize("worktree", [False, True], ids=["clone", "worktree"])
+@pytest.mark.parametrize(
+    "worktree", [False, pytest.param(True, marks=pytest.mark.long)], ids=["clone", "worktree"]
+)
 def test_inside_a_repository_no_other_is_begun(
     run_copier: RunCopier, template: Path, tmp_path: Path, folder: str, worktree: bool
 ) -> None:
@@ -87,6 +89,7 @@ def findings(root: Path, service: str) -> dict[str, dict[str, str]]:
     return {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
 
 
+@pytest.mark.long
 def test_two_services_in_a_workspace_share_its_lock(workspace: Path) -> None:
     for service in ("billing", "orders"):
         found = findings(workspace, service)
@@ -95,6 +98,7 @@ def test_two_services_in_a_workspace_share_its_lock(workspace: Path) -> None:
         assert found["deploy.env-file"]["status"] == "ok"
 
 
+@pytest.mark.long
 def test_a_workspace_that_does_not_lock_is_found(workspace: Path) -> None:
     file, lock = workspace / "services/orders/pyproject.toml", workspace / "uv.lock"
     text, locked = file.read_text(encoding="utf-8"), lock.read_bytes()
@@ -116,6 +120,7 @@ def test_a_workspace_that_does_not_lock_is_found(workspace: Path) -> None:
         lock.write_bytes(locked)
 
 
+@pytest.mark.long
 def test_a_service_that_left_the_workspace_needs_a_lock_of_its_own(workspace: Path) -> None:
     file = workspace / "pyproject.toml"
     file.write_text(f'{WORKSPACE}exclude = ["services/orders"]\n', encoding="utf-8")

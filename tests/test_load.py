@@ -47,6 +47,7 @@ def commands(project: Path) -> str:
     return own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "answers",
     [

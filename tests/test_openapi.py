@@ -100,6 +100,7 @@ def test_the_document_is_right_with_sign_in(installed: Callable[..., Path], tmp_
 DOCUMENT = "import json; from app.main import create_app; print(json.dumps(create_app().openapi()))"
 
 
+@pytest.mark.long
 def test_the_document_names_errors_streams_and_the_sign_in(installed: Callable[..., Path]) -> None:
     project = installed(features="[conversations, oauth]", oauth_providers="[google]")
     printed = subprocess.check_output(

@@ -149,6 +149,7 @@ def test_features_ask_further(template: Path, tmp_path: Path) -> None:
     assert answers["oauth_providers"] == ["microsoft"]
 
 
+@pytest.mark.long
 def test_one_feature_asks_its_own_question_only(template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
         names = list(ASKED)
@@ -166,6 +167,7 @@ def test_one_feature_asks_its_own_question_only(template: Path, tmp_path: Path) 
     assert "ai_provider" not in answers
 
 
+@pytest.mark.long
 def test_an_update_shows_the_answers_of_before(releases: Path, tmp_path: Path) -> None:
     """And a feature that is unmarked there takes its further answers with it."""
     project = tmp_path / "billing"

@@ -20,7 +20,7 @@ import railway_sdk
 
 import railway
 from railway import CONSTANTS, declared, evaluate, fill_in
-from support import AXES, ROOT, Answers, constants, files, identify, load_json, pairwise
+from support import COMBINATIONS, ROOT, Answers, constants, files, identify, load_json
 
 Render = Callable[..., Path]
 
@@ -48,9 +48,6 @@ NOT_STORED = {
     "restartPolicyMaxRetries": 10,
     "restartPolicyType": "ON_FAILURE",
 }
-
-AXES_HERE = ("builder", "backup", "volume_path", "features", "ai_provider", "oauth_providers")
-COMBINATIONS = pairwise({name: AXES[name] for name in AXES_HERE})
 
 
 def resources(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:

@@ -139,6 +139,7 @@ def pushed(tmp_path: Path) -> str:
     return git(tmp_path / "origin.git", "rev-parse", "template-update").strip()
 
 
+@pytest.mark.long
 def test_the_same_release_is_pushed_once(project: Path, tmp_path: Path) -> None:
     assert weekly(project, tmp_path).returncode == 0
     first = pushed(tmp_path)
@@ -188,6 +189,7 @@ def test_a_newer_release_replaces_what_only_the_workflow_has_made(
     assert git(tmp_path / "origin.git", "rev-list", "--count", "template-update").strip() == "2"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     ["commit", *(pytest.param(how, marks=pytest.mark.long) for how in ("amend", "merge"))],
@@ -224,6 +226,7 @@ def test_a_branch_on_which_somebody_has_worked_is_left_alone(
     assert not (tmp_path / "gh").exists()
 
 
+@pytest.mark.long
 def test_a_week_without_a_release_does_nothing(project: Path, tmp_path: Path) -> None:
     copier.run_update(project, defaults=True, overwrite=True, quiet=True)
     commit(project, "Second")
@@ -332,7 +335,14 @@ def test_the_workflow_has_what_it_needs_and_no_more(render: Callable[..., Path])
     assert check_out["uses"] in [step.get("uses") for step in checks]
 
 
-@pytest.mark.parametrize("answers", COMBINATIONS[:6], ids=identify)
+@pytest.mark.parametrize(
+    "answers",
+    [
+        *COMBINATIONS[:2],
+        *(pytest.param(some, marks=pytest.mark.long) for some in COMBINATIONS[2:6]),
+    ],
+    ids=identify,
+)
 def test_zizmor_finds_nothing(answers: Answers, render: Callable[..., Path]) -> None:
     """Permissions, versions, credentials, and what others could put into a script."""
     workflows = render(**{**answers, "ci": "github"}) / ".github"
@@ -356,6 +366,7 @@ def test_trackbed_runs_with_pinned_versions() -> None:
     assert all("==" in text for text in pinned["build-system"]["requires"])
 
 
+@pytest.mark.long
 def test_renovates_command_needs_no_trust(
     project: Path, run_copier: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

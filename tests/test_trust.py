@@ -5,6 +5,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import copier
+import pytest
 
 from support import commit, files, git, recorded
 
@@ -54,6 +55,7 @@ def test_copy_and_update(releases: Path, run_copier: RunCopier, tmp_path: Path) 
     assert git(project, "diff", "--check") == ""
 
 
+@pytest.mark.long
 def test_update_equals_a_new_copy(releases: Path, run_copier: RunCopier, tmp_path: Path) -> None:
     updated, new = tmp_path / "updated" / "billing", tmp_path / "new" / "billing"
     copier.run_copy(str(releases), updated, vcs_ref="0.1.0", defaults=True, quiet=True)

@@ -91,6 +91,7 @@ def test_a_template_of_a_stranger_sees_no_other_file(
     assert found["problem"] is None, found
 
 
+@pytest.mark.long
 def test_trust_is_for_the_owners_template_alone(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_tests_get_no_secret_and_leave_nothing(
     assert ".gitattributes" not in git(service, "ls-tree", "--name-only", "template-0.2.0")
 
 
+@pytest.mark.long
 def test_a_lock_that_the_tests_replace_is_not_followed(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_working_tree_is_a_candidate(
     assert fingerprint(candidate) == before
 
 
+@pytest.mark.long
 def test_trust_is_told_and_not_asked(
     make_service: Callable[..., Path], candidate: Path, run_fleet: Run
 ) -> None:

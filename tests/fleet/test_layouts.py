@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from commands import Run
 
 from support import commit, git
@@ -20,6 +21,7 @@ def items(output: str) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in json.loads(output)["services"]}
 
 
+@pytest.mark.long
 def test_services_in_directories_of_a_repository(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:
@@ -78,6 +80,7 @@ def test_directories_of_a_repository_have_branches_of_their_own() -> None:
     assert all(re.fullmatch(r"[a-z0-9.-]+", one) for one in names)
 
 
+@pytest.mark.long
 def test_the_answers_to_another_template_stand_beside_ours(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:
@@ -111,6 +114,7 @@ def test_the_answers_to_another_template_stand_beside_ours(
     assert git(service, "show", "template-0.2.0:.copier-answers.yml") == OTHER
 
 
+@pytest.mark.long
 def test_files_that_were_checked_out_with_other_line_ends(
     make_service: Callable[..., Path], small: Path, run_fleet: Run
 ) -> None:

@@ -55,6 +55,7 @@ def take(number: int) -> int:
     return number
 
 
+@pytest.mark.long
 def test_a_job_is_bounded_and_the_others_are_done() -> None:
     results = parallel.run(take, range(6), processes=2, label="Taking", seconds=20)
     assert [str(results[number]) for number in (1, 2)] == ["it took too long, and was ended"] * 2

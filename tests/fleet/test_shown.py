@@ -48,6 +48,7 @@ def test_other_texts_are_as_they_are() -> None:
         assert printable(text) == text
 
 
+@pytest.mark.long
 def test_no_report_obeys_a_service(
     fabricate: Callable[..., Path], owner: Path, run_fleet: Run, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_version_that_no_release_has_is_not_green(
     assert "0 up to date" in report.stdout
 
 
+@pytest.mark.long
 def test_nothing_goes_on_after_an_end(
     make_service: Callable[..., Path], small: Path, tmp_path: Path
 ) -> None:

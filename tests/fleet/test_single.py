@@ -192,6 +192,7 @@ def test_status_diff_and_notes(service: Path, trackbed: Run, template: Path) -> 
     assert "main.py" not in done.stdout
 
 
+@pytest.mark.long
 def test_a_checkout_with_windows_line_endings_is_no_drift(
     service: Path, trackbed: Run, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_checkout_with_windows_line_endings_is_no_drift(
     assert "README.md" not in listed.stdout
 
 
+@pytest.mark.long
 def test_a_template_that_is_gone_is_one_line(service: Path, trackbed: Run) -> None:
     answers = service / ".copier-answers.yml"
     for source in ("/gone", "https://127.0.0.1:1/gone.git", "ssh://git@127.0.0.1:1/gone.git"):
@@ -232,6 +234,7 @@ def test_a_template_that_is_gone_is_one_line(service: Path, trackbed: Run) -> No
             assert "and the repository exists" not in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -266,6 +269,7 @@ def test_a_template_without_a_release_says_so(
 
 
 # Answers files, and where the service is --------------------------------------
+@pytest.mark.long
 def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> None:
     other = "_commit: 1.0.0\n_src_path: /elsewhere\nname: x\n"
     git(service, "mv", ".copier-answers.yml", ".copier-answers.trackbed.yml")
@@ -281,6 +285,7 @@ def test_another_templates_answers_beside_ours(service: Path, trackbed: Run) -> 
     assert "_commit: 0.2.0" in (service / ".copier-answers.trackbed.yml").read_text()
 
 
+@pytest.mark.long
 def test_of_two_files_the_one_with_our_questions_is_ours(service: Path, trackbed: Run) -> None:
     more = "project_name: Billing\nvolume_path: /data\n"
     edit(service, ".copier-answers.yml", more)
@@ -290,6 +295,7 @@ def test_of_two_files_the_one_with_our_questions_is_ours(service: Path, trackbed
     assert "0.1.0, 0.2.0 is out" in trackbed("status", cwd=service).stdout
 
 
+@pytest.mark.long
 def test_a_service_in_a_monorepo(rendered: Path, trackbed: Run, tmp_path: Path) -> None:
     top = tmp_path / "mono"
     service = top / "services" / "billing"
@@ -307,6 +313,7 @@ def test_a_service_in_a_monorepo(rendered: Path, trackbed: Run, tmp_path: Path) 
     assert {path.name for path in top.iterdir()} == {".git", "other", "services"}
 
 
+@pytest.mark.long
 def test_what_is_no_service_is_one_line(service: Path, trackbed: Run, tmp_path: Path) -> None:
     for task in ("status", "diff", "notes", "update"):
         refused(trackbed(task, cwd=tmp_path), "is not in a git repository")
@@ -319,6 +326,7 @@ def test_what_is_no_service_is_one_line(service: Path, trackbed: Run, tmp_path: 
 
 
 # Update ----------------------------------------------------------------------
+@pytest.mark.long
 def test_an_update_is_what_copier_would_do(
     service: Path, trackbed: Run, run_copier: Run, tmp_path: Path
 ) -> None:
@@ -342,6 +350,7 @@ def test_an_update_is_what_copier_would_do(
     assert git(service, "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 def test_an_edit_in_a_file_that_a_release_moves_is_told(service: Path, trackbed: Run) -> None:
     edit(service, "app/chassis/litestream.py", "PRECIOUS = 3\n")
 
@@ -352,6 +361,7 @@ def test_an_edit_in_a_file_that_a_release_moves_is_told(service: Path, trackbed:
     assert not (service / "app/chassis/litestream.py").exists()
 
 
+@pytest.mark.long
 def test_an_edit_in_a_file_that_an_answer_turns_off_is_told(service: Path, trackbed: Run) -> None:
     edit(service, "Dockerfile", "RUN apt-get install ffmpeg\n")
 
@@ -386,6 +396,7 @@ def test_conflicts_are_named_and_marked(service: Path, trackbed: Run) -> None:
 HOOK = '#!/bin/sh\nfind . -name "*.py" -exec sh -c \'echo "# hooked" >> "$1"\' _ {} \\;\nexit 1\n'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["settings", "variables"])
 def test_personal_settings_of_git_change_nothing(
     service: Path, trackbed: Run, tmp_path: Path, kind: str
@@ -467,6 +478,7 @@ def test_changes_that_are_not_committed_are_refused(service: Path, trackbed: Run
     assert recorded(service)["_commit"] == "0.1.0"
 
 
+@pytest.mark.long
 def test_a_file_that_git_does_not_follow_is_not_written_over(service: Path, trackbed: Run) -> None:
     write(service, {"notes.txt": "mine\n", "tests/chassis/test_more.py": "mine = 1\n"})
 
@@ -477,6 +489,7 @@ def test_a_file_that_git_does_not_follow_is_not_written_over(service: Path, trac
     assert (service / "notes.txt").read_text() == "mine\n"
 
 
+@pytest.mark.long
 def test_a_deleted_directory_stays_deleted(service: Path, trackbed: Run) -> None:
     git(service, "rm", "-qr", "tests/chassis")
     commit(service, "No tests of theirs")
@@ -488,6 +501,7 @@ def test_a_deleted_directory_stays_deleted(service: Path, trackbed: Run) -> None
     assert "left out     tests/chassis/test_more.py" in done.stdout
 
 
+@pytest.mark.long
 def test_a_deleted_file_of_the_templates_is_told(service: Path, trackbed: Run) -> None:
     git(service, "rm", "-q", "tests/chassis/databases.py")
     commit(service, "Without")
@@ -497,6 +511,7 @@ def test_a_deleted_file_of_the_templates_is_told(service: Path, trackbed: Run) -
     assert "still gone   tests/chassis/databases.py: deleted here\n" in done.stdout
 
 
+@pytest.mark.long
 def test_a_moved_directory_is_refused_and_a_moved_file_told(service: Path, trackbed: Run) -> None:
     git(service, "mv", "README.md", "ABOUT.md")
     commit(service, "Rename a file")
@@ -511,6 +526,7 @@ def test_a_moved_directory_is_refused_and_a_moved_file_told(service: Path, track
     assert git(service, "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "path", ["app/chassis/worker.py", "README.md", "app/chassis", ".copier-answers.yml"]
 )
@@ -537,6 +553,7 @@ def add(service: Path, *arguments: str) -> None:
     subprocess.run([tool("uv"), "add", "--frozen", "--quiet", *arguments], cwd=service, check=True)
 
 
+@pytest.mark.long
 def test_dependencies_of_ones_own_never_conflict(service: Path, trackbed: Run) -> None:
     """Wherever their names are in the alphabet: the lists of older releases are sorted by it."""
     own = ["aiosqlite>=0.20", "stripe>=15", "sqlmodel>=0.0.30", "uvicorn-extra>=1", "zstd>=1"]
@@ -556,6 +573,7 @@ def test_dependencies_of_ones_own_never_conflict(service: Path, trackbed: Run) -
     assert text.index("# your own") < text.index("stripe") < text.index("[dependency-groups]")
 
 
+@pytest.mark.long
 def test_a_dependency_that_the_template_has_as_well_is_a_conflict(
     service: Path, trackbed: Run
 ) -> None:
@@ -575,6 +593,7 @@ def locking(programs: Path, script: str) -> dict[str, str]:
     return {"UV": str(programs / "uv")}
 
 
+@pytest.mark.long
 def test_the_lock_is_renewed(service: Path, trackbed: Run, tmp_path: Path) -> None:
     edit(service, "uv.lock", "old\n")
     variables = locking(tmp_path / "bin", 'test "$1" = lock && echo new > uv.lock')
@@ -588,6 +607,7 @@ def test_the_lock_is_renewed(service: Path, trackbed: Run, tmp_path: Path) -> No
     assert (done.returncode, (service / "uv.lock").read_text()) == (0, "new\n")
 
 
+@pytest.mark.long
 def test_a_lock_that_cannot_be_renewed_is_told(
     service: Path, trackbed: Run, tmp_path: Path
 ) -> None:
@@ -620,6 +640,7 @@ def test_a_mistake_is_one_line(
     assert git(service, "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 def test_a_downgrade_is_refused(service: Path, trackbed: Run) -> None:
     assert trackbed("update", "--no-lock", cwd=service).returncode == 0
     commit(service, "Update")
@@ -627,6 +648,7 @@ def test_a_downgrade_is_refused(service: Path, trackbed: Run) -> None:
     refused(trackbed("update", "--to", "0.1.0", cwd=service), "downgrading")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_update_leaves_the_service_as_it_was(
     service: Path,
@@ -668,6 +690,7 @@ def filtering(service: Path, script: str) -> None:
         git(service, "config", f"filter.slow.{key}", value)
 
 
+@pytest.mark.long
 def test_a_file_that_cannot_be_written_undoes_the_others(
     service: Path, trackbed: Run, fingerprint: Callable[[Path], dict[str, str]]
 ) -> None:
@@ -679,6 +702,7 @@ def test_a_file_that_cannot_be_written_undoes_the_others(
     assert fingerprint(service) == before
 
 
+@pytest.mark.long
 def test_an_interruption_while_files_are_written_undoes_them(
     service: Path,
     environment: dict[str, str],
@@ -708,6 +732,7 @@ def test_an_interruption_while_files_are_written_undoes_them(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.long
 def test_an_answer_that_is_refused_leaves_nothing(service: Path, trackbed: Run) -> None:
     """The template's own message, without the way in which it ended Copier."""
     done = trackbed("update", "--no-lock", "-d", "builder=heroku", cwd=service)

@@ -205,6 +205,7 @@ def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in json.loads(done.stdout)["services"]}
 
 
+@pytest.mark.long
 def test_the_canary_sings(make_service: Callable[..., Path], canary: str, tmp_path: Path) -> None:
     """The settings do run it when git is asked in the plain way."""
     service = make_service("service")
@@ -214,6 +215,7 @@ def test_the_canary_sings(make_service: Callable[..., Path], canary: str, tmp_pa
     (tmp_path / "seen").unlink()
 
 
+@pytest.mark.long
 def test_nothing_that_a_service_holds_is_run(
     make_service: Callable[..., Path], small: Path, canary: str, run_fleet: Run, tmp_path: Path
 ) -> None:
@@ -361,7 +363,13 @@ def test_a_directory_of_a_monorepo_that_leads_out(
             assert "is a symbolic link in a repository: not followed" in found[name]["problem"]
 
 
-@pytest.mark.parametrize("link", ["app", "app/chassis", "app/main.py", "notes"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        "app/chassis",
+        *(pytest.param(link, marks=pytest.mark.long) for link in ("app", "app/main.py", "notes")),
+    ],
+)
 def test_a_link_that_leads_out_is_not_written_through(
     link: str, make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def settles_dependencies(release: str, make: Make) -> None:
         assert all(f'"{name}"' in below for name in names)
 
 
+@pytest.mark.long
 def test_dependencies_are_settled(make: Make) -> None:
     settles_dependencies(VERSIONS[0], make)
 
@@ -83,6 +84,7 @@ def test_an_edit_that_goes_with_its_file_is_told(release: str, make: Make) -> No
     assert "PRECIOUS" in lost
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("release", [VERSIONS[-1]])
 def test_tests_that_were_deleted_stay_so(
     release: str, make: Make, run_copier: RunCopier, tmp_path: Path

@@ -49,7 +49,15 @@ DROPPED: Final = re.compile(
 )
 """The name in a statement that takes something away, or gives it another name."""
 
-UNCOPIED: Final = re.compile(r"\b(?:AUTOINCREMENT|CHECK|COLLATE)\b")
+UNCOPIED: Final = re.compile(
+    r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
+)
+"""Words of a table that Alembic may not write again."""
+
+OF_INDEX: Final = re.compile(r"\b(?:COLLATE\s+\w+|DESC)\b")
+"""Words of an index that Alembic does not write again."""
+
+QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
 WORD: Final = re.compile(r"\w+")
 
@@ -359,6 +367,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
             driver: Any = connection.connection.dbapi_connection
             tables, orphans = table_names(driver), integrity.find_orphans(driver)
             beside, rules, said = beside_tables(driver), table_rules(driver), []
+            ordered = index_rules(driver)
             event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
             for line in integrity.describe(orphans):
                 logger.warning("Before the migration, and left as it is: %s", line)
@@ -387,6 +396,11 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 raise CommandError(
                     f"it would lose {', '.join(lost)}, which SQLite drops with a table that is "
                     "rebuilt: create it again in the same revision, after the change"
+                )
+            if changed := find_changed(driver, ordered, said):
+                raise CommandError(
+                    f"it would take {', '.join(changed)}, which Alembic does not write again: drop "
+                    "it in the same revision, and create it again after the change"
                 )
     finally:
         engine.dispose()
@@ -423,14 +437,42 @@ def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
 def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
     """Return how often each table's own text has a rule that Alembic does not copy."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-    return {name: Counter(UNCOPIED.findall(sql.upper())) for name, sql in rows}
+    return {name: count_words(UNCOPIED, sql) for name, sql in rows}
+
+
+def index_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
+    """Return how often each index's own text says how it compares or orders."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> '' ORDER BY 1"
+    return {name: count_words(OF_INDEX, sql) for name, sql in connection.execute(query)}
+
+
+def count_words(form: re.Pattern[str], sql: str) -> Counter[str]:
+    return Counter(" ".join(found.split()) for found in form.findall(QUOTED.sub("", sql).upper()))
+
+
+def names_in(said: Iterable[str]) -> set[str]:
+    """Return the names, in lower case, that statements have taken something away by."""
+    return {name.lower() for statement in said for name in DROPPED.findall(statement)}
+
+
+def find_changed(
+    connection: sqlite3.Connection, before: Mapping[str, Counter[str]], said: Iterable[str]
+) -> list[str]:
+    """Return what an index compares or orders by no longer, without a statement that names it."""
+    named = names_in(said)
+    return [
+        f"{rule} from the index {name}"
+        for name, found in index_rules(connection).items()
+        for rule in before.get(name, found) - found
+        if name.lower() not in named
+    ]
 
 
 def find_lost(
     connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], said: Iterable[str]
 ) -> list[str]:
     """Return what has gone without a statement that names it, though its table is there."""
-    named = {name.lower() for statement in said for name in DROPPED.findall(statement)}
+    named = names_in(said)
     after, tables = beside_tables(connection), table_names(connection)
     return [
         f"the {kind} {name}"

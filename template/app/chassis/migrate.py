@@ -515,7 +515,10 @@ def directives(
                 "them: %s",
                 ", ".join(left),
             )
-        for line in unseen_checks(context, metadata, schema):
+        for line in (
+            *unseen_checks(context, metadata, schema),
+            *unseen_indexes(context, metadata, schema),
+        ):
             logger.warning(line)
         if existing:
             accept_tables(scripts)
@@ -557,6 +560,29 @@ def unseen_checks(
                 f"Table {table.name} has no {missing} in the database, and Alembic writes no check "
                 "constraint: add create_check_constraint to the revision (batch_alter_table)"
             )
+
+
+def unseen_indexes(
+    context: "MigrationContext", metadata: "MetaData", schema: Schema
+) -> Iterator[str]:
+    """Yield a line for each index on an expression that is not in the database.
+
+    Alembic leaves them out, also of a table that it creates.
+    """
+    from alembic.util.sqla_compat import is_expression_index
+
+    assert context.connection is not None
+    rows = context.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'")
+    found = {name for (name,) in rows}
+    include = belongs_to(schema)
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            ours = include(table, table.name, "table") and index.name not in found
+            if ours and is_expression_index(index):
+                yield (
+                    f"Table {table.name} has no index {index.name} in the database, and Alembic "
+                    "writes none on an expression: add op.execute('CREATE INDEX ...') to the revision"
+                )
 
 
 def accept_tables(scripts: "list[MigrationScript]") -> None:

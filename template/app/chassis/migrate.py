@@ -581,7 +581,7 @@ def unseen_indexes(
             if ours and is_expression_index(index):
                 yield (
                     f"Table {table.name} has no index {index.name} in the database, and Alembic "
-                    "writes none on an expression: add op.execute('CREATE INDEX ...') to the revision"
+                    "writes none on an expression: the revision needs op.execute('CREATE INDEX')"
                 )
 
 

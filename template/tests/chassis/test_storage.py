@@ -74,7 +74,7 @@ def test_a_directory_in_the_databases_place_is_one_clear_line(
 ) -> None:
     taken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/"})
 
-    with pytest.raises(StartupError, match="names the directory .*; add the name of a file"):
+    with pytest.raises(StartupError, match=r"names the directory .*; add the name"):
         storage.prepare(taken)
 
 

@@ -44,10 +44,13 @@ ACCEPT_TABLES: Final = (
 
 DROPPED: Final = re.compile(
     r"\b(?:DROP\s+(?:TRIGGER|VIEW|INDEX|TABLE)\s+(?:IF\s+EXISTS\s+)?|ALTER\s+TABLE\s+)"
-    r"(?:main\.)?[\"'`\[]?(\w+)",
+    r"(?:main\.)?(?:\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\[([^\]]+)\]|(\w+))",
     re.IGNORECASE,
 )
-"""The name in a statement that takes something away, or gives it another name."""
+"""The name, in whatever quotes, of what a statement takes away or gives another name."""
+
+IN_THE_WAY: Final = re.compile(r"error in (view|trigger) (.+?)(?: after rename)?: no such table")
+"""SQLite's words where it cannot give a rebuilt table its name, because something reads from it."""
 
 UNCOPIED: Final = re.compile(
     r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
@@ -351,6 +354,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     from alembic import context
     from alembic.util import CommandError
     from sqlalchemy import event
+    from sqlalchemy.exc import OperationalError
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -384,7 +388,16 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                     metadata, schema, unmanaged(driver, schema), existing=existing
                 ),
             )
-            context.run_migrations()
+            try:
+                context.run_migrations()
+            except OperationalError as error:
+                if (reader := IN_THE_WAY.search(str(error.orig))) is None:
+                    raise
+                raise CommandError(
+                    f"the {reader[1]} {reader[2]} reads from a table that is rebuilt, so SQLite "
+                    "refuses it: drop it in the same revision before the change, and create it "
+                    "again after it"
+                ) from None
             left = integrity.find_orphans(driver)
             broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
             if broken:
@@ -452,7 +465,8 @@ def count_words(form: re.Pattern[str], sql: str) -> Counter[str]:
 
 def names_in(said: Iterable[str]) -> set[str]:
     """Return the names, in lower case, that statements have taken something away by."""
-    return {name.lower() for statement in said for name in DROPPED.findall(statement)}
+    found = (names for statement in said for names in DROPPED.findall(statement))
+    return {"".join(names).lower() for names in found}
 
 
 def find_changed(

@@ -125,6 +125,27 @@ def test_what_is_meant_passes(
     assert told == (REBUILD in PASSES[name])
 
 
+def test_a_view_of_a_table_that_is_rebuilt_is_named(
+    beside: Path, add_revision: Callable[[str], str]
+) -> None:
+    with closing(open_database(beside)) as connection:
+        connection.execute('CREATE VIEW "all of-them" AS SELECT text FROM pages')
+    add_revision(REVISION.replace("{statements}", DROPPED + REBUILD))
+    with pytest.raises(StartupError, match="the view all of-them reads from a table") as caught:
+        migrate.upgrade(beside)
+    assert "\n" not in str(caught.value)
+    assert "added" not in revisions(beside)
+
+
+def test_a_name_in_quotes_is_meant(beside: Path, add_revision: Callable[[str], str]) -> None:
+    with closing(open_database(beside)) as connection:
+        connection.execute('CREATE VIEW "all of-them" AS SELECT text FROM pages')
+    dropped = """op.execute('DROP VIEW IF EXISTS "all of-them"')\n    """
+    add_revision(REVISION.replace("{statements}", dropped + DROPPED + REBUILD))
+    migrate.upgrade(beside)
+    assert "added" in revisions(beside)
+
+
 @pytest.mark.parametrize("meant", [False, True])
 def test_what_an_index_compares_by_is_not_lost(
     beside: Path, add_revision: Callable[[str], str], caplog: pytest.LogCaptureFixture, meant: bool

@@ -480,6 +480,7 @@ def test_a_template_without_end_costs_its_own_row_only(
     for number, (name, text) in enumerate({"loop": LOOP, "full": FULL, "good": ""}.items()):
         template = tmp_path / f"{name}-template"
         git(tmp_path, "clone", "--quiet", str(small), str(template))
+        (template / "NOTES").write_text(name, encoding="utf-8")  # something to commit
         if text:
             (template / "copier.yml").write_text(text, encoding="utf-8")
         commit(template, "Another", tag="0.3.0")

@@ -137,7 +137,7 @@ def test_the_pages_copy_replaces_nothing(reader: Reader) -> None:
     after = contents(reader.project)
     assert set(both(output)) == SHARED
     assert {name: after[name] for name in before} == before
-    assert {"app/main.py", "Dockerfile", "tests/chassis/test_health.py"} <= after.keys()
+    assert {"app/main.py", "Dockerfile", "app/chassis/health.py"} <= after.keys()
 
 
 @pytest.mark.parametrize("key", ["n", ENTER], ids=["no", "enter"])

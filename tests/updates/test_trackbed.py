@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cases import Make
-from history import NEXT, VERSIONS, RunCopier, conflicts, contents, update
-from support import ROOT, commit, git, recorded, tool
+from history import NEXT, VERSIONS, conflicts
+from support import ROOT, commit, recorded, tool
 
 OWN = ["aiosqlite", "jinja2", "pandas", "sqlmodel", "stripe", "tenacity", "zstandard"]
 OWN_TOOLS = ["freezegun", "ipdb", "mutmut", "polyfactory", "respx", "types-requests"]
@@ -82,22 +82,3 @@ def test_an_edit_that_goes_with_its_file_is_told(release: str, make: Make) -> No
     (lost,) = [line for line in done.stdout.splitlines() if line.startswith("lost ")]
     assert lost.startswith(f"lost         {name}: ")
     assert "PRECIOUS" in lost
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("release", [VERSIONS[-1]])
-def test_tests_that_were_deleted_stay_so(
-    release: str, make: Make, run_copier: RunCopier, tmp_path: Path
-) -> None:
-    """With plain Copier too, which Renovate runs."""
-    project = make(release, {})
-    git(project, "rm", "-qr", "tests/chassis")
-    commit(project, "Without the template's tests")
-    other = tmp_path / "[brackets] in the path"
-    git(tmp_path, "clone", "-q", str(project), str(other))
-    git(other, "revert", "--no-edit", "HEAD")
-
-    update(run_copier, project)
-    assert [name for name in contents(project) if name.startswith("tests/chassis/")] == []
-    update(run_copier, other)
-    assert "tests/chassis/test_threads.py" in contents(other)

@@ -21,7 +21,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert ended.value.code == 0
     output = capsys.readouterr().out
-    for command in ("start", "serve", "migrate", "check", "status", "backup", "restore"):
+    commands = ("start", "serve", "migrate", "check", "settings", "status", "backup", "restore")
+    for command in commands:
         assert f"    {command} " in output
 
 

@@ -31,7 +31,9 @@ THREADS = 8
 
 
 @pytest.fixture
-def database(settings: Settings) -> Database:
+def database(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Database:
+    # longer than a busy machine takes for a few routes
+    monkeypatch.setattr(chassis, "GROUP_SECONDS", 0.5)
     make_database(settings.database_path)
     made = Database(settings.database_path)
     with made.write() as session:

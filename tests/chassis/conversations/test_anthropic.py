@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.chassis import answers, check
+from app.chassis import answers, check, proxies
 from app.chassis.checks.finding import Finding
 from app.chassis.conversations import anthropic
 from app.chassis.conversations.anthropic import AnthropicProvider
@@ -284,3 +284,12 @@ def test_a_bad_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(ConfigurationError, match="ANTHROPIC_BASE_URL"):
         Settings.load()
+
+
+def test_hosts_that_its_client_cannot_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in proxies.NAMES:
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.com:hunter2")
+    named = ["NO_PROXY: httpx cannot read it; list host names, or unset it"]
+    assert proxies.refusals("httpx") == named

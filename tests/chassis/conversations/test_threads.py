@@ -124,6 +124,13 @@ def test_the_longest_message_is_taken(client: TestClient) -> None:
     assert client.get(f"/threads/{thread}").json()["messages"][0]["text"] == text
 
 
+def test_a_message_that_is_too_long_says_how_long_it_may_be(client: TestClient) -> None:
+    thread = client.post("/threads").json()["id"]
+    answer = client.post(f"/threads/{thread}/chat", json={"text": "x" * 32_001})
+    (problem,) = answer.json()["detail"]
+    assert problem["msg"] == "String should have at most 32000 characters"
+
+
 def test_threads_of_a_person_are_bounded(client: TestClient, app: FastAPI) -> None:
     replies = app.state.replies
     replies.settings = replies.settings.model_copy(update={"max_threads_per_person": 2})

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -47,9 +47,12 @@ def not_blank(text: str) -> str:
     return text
 
 
-NotBlank = Annotated[str, AfterValidator(not_blank), Field(json_schema_extra={"pattern": VISIBLE})]
+NotBlank = AfterValidator(not_blank)
 
-Title = Annotated[NotBlank, Field(min_length=1, max_length=200)]
+PATTERN: Final[dict[str, Any]] = {"pattern": VISIBLE}
+"""The same for the OpenAPI document, which knows no functions."""
+
+Title = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=PATTERN), NotBlank]
 
 EVENT_ID: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
 
@@ -72,7 +75,9 @@ class ThreadOut(BaseModel):
 
 
 class MessageIn(BaseModel):
-    text: Annotated[NotBlank, Field(min_length=1, max_length=MAX_TEXT)]
+    text: Annotated[
+        str, Field(min_length=1, max_length=MAX_TEXT, json_schema_extra=PATTERN), NotBlank
+    ]
     role: Literal["user"] = "user"
 
 

@@ -335,9 +335,9 @@ def test_the_example_is_adopted(
     commit(releases, "Second release", tag="0.2.0")
     (project / "SERVICE.md").write_text("Not committed.\n", encoding="utf-8")
     (update,) = [block for _, block in steps("From now on")]
-    assert "Destination repository is dirty" in reader.run(f"{update.strip()} --defaults", code=1)
+    assert "Destination repository is dirty" in reader.run(update, code=1)
     git(project, "restore", ".")
-    reader.run(f"{update.strip()} --defaults")
+    reader.run(update)
     changed = {line[3:] for line in git(project, "status", "--short").splitlines()}
     assert changed == {".copier-answers.yml", "app/chassis/__init__.py"}
     commit(project, "Update")

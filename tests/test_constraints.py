@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 MODELS = """
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import (
+    CheckConstraint, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, func, text
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -186,3 +188,11 @@ def test_a_check_constraint_that_is_not_written_is_told(project: Project) -> Non
     project.write(BEFORE + 'CheckConstraint("day > 0", name="day"),')
     told = project.run("alembic", "revision", "--autogenerate", "-m", "nothing")
     assert "Table bookings has no ck_bookings_day in the database" in told
+
+
+@pytest.mark.long
+def test_an_index_on_an_expression_that_is_not_written_is_told(project: Project) -> None:
+    project.write(BEFORE + 'Index("by_size", func.abs(text("day")), unique=True),')
+    told = project.run("alembic", "revision", "--autogenerate", "-m", "nothing")
+    assert "Table bookings has no index by_size in the database" in told
+    assert "ix_bookings_room_day in the database" not in told

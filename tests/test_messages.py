@@ -17,7 +17,7 @@ RunCopier = Callable[..., subprocess.CompletedProcess[str]]
 def printed(
     run_copier: RunCopier,
     template: Path,
-    project: Path,
+    project: Path | str,
     *options: str,
     **answers: str | int | list[str],
 ) -> str:
@@ -43,6 +43,17 @@ def test_the_first_command_leads_into_the_project(
     assert commands(message)[0].startswith("cd ")
     done = subprocess.run(["sh", "-c", there], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == f"{project.resolve()}\n"
+
+
+def test_a_directory_that_begins_with_a_dash_is_no_option(
+    run_copier: RunCopier, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = printed(run_copier, template, "./-dash/service", project_name="Billing API")
+
+    there = f"{commands(message)[0]} && pwd -P"
+    done = subprocess.run(["sh", "-c", there], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == f"{(tmp_path / '-dash' / 'service').resolve()}\n"
 
 
 @pytest.mark.parametrize("answers", COMBINATIONS[:6], ids=identify)

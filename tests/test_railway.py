@@ -197,6 +197,14 @@ def test_constants_are_empty_until_somebody_knows_them(render: Render, tmp_path:
     assert bucket["config"]["region"] in {"sjc", "iad", "ams", "sin"}
 
 
+def test_a_size_that_is_written_as_a_text_is_a_number(render: Render, tmp_path: Path) -> None:
+    """The engine takes a text for another size: every plan would have a change of the volume."""
+    project = copy(render(), tmp_path)
+    fill_in(project, VOLUME_MB="5000")
+    [volume] = resources(declared(project, tmp_path), "volume")
+    assert volume["config"] == {"sizeMB": 5000}
+
+
 @pytest.mark.parametrize("schedules", [[], ["DAILY", "MONTHLY"]], ids=["hobby", "pro"])
 def test_backup_schedules_can_be_left_out(
     render: Render, tmp_path: Path, schedules: list[str]

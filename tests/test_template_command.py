@@ -178,6 +178,7 @@ def test_a_newer_release_replaces_what_only_the_workflow_has_made(
         check=True,
     )
     git(project, "push", "--quiet", "origin", "template-update")
+    git(project, "tag", "template-update", "main")  # is not the branch
     (tmp_path / "state").write_text("OPEN")
 
     done = weekly(project, tmp_path)
@@ -192,7 +193,7 @@ def test_a_newer_release_replaces_what_only_the_workflow_has_made(
 @pytest.mark.long
 @pytest.mark.parametrize(
     "how",
-    ["commit", *(pytest.param(how, marks=pytest.mark.long) for how in ("amend", "merge"))],
+    ["commit", *(pytest.param(how, marks=pytest.mark.long) for how in ("amend", "merge", "name"))],
 )
 def test_a_branch_on_which_somebody_has_worked_is_left_alone(
     project: Path, tmp_path: Path, how: str
@@ -211,6 +212,9 @@ def test_a_branch_on_which_somebody_has_worked_is_left_alone(
     else:
         (person / "app" / "chassis" / "__init__.py").write_text("# settled by hand\n")
         amend = ["--amend", "--no-edit"] if how == "amend" else ["--message", "Settle it"]
+        if how == "name":  # what people are called says nothing
+            bot = "41898282+github-actions[bot]@users.noreply.github.com"
+            amend += ["--author", f"{bot} {bot} me <person@example.com>"]
         git(person, "commit", "--quiet", "--all", *amend)
     git(person, "push", "--quiet", "--force", "origin", "template-update")
     theirs = pushed(tmp_path)

@@ -92,6 +92,10 @@ def test_websockets(installed: Callable[..., Path], tmp_path: Path) -> None:
                 "/broken": (500, {}),
                 "/silent": (500, {}),
             }
+            for headers in ({"Content-Length": "3"}, {"Sec-WebSocket-Key": ""}, {"X": 9000 * "a"}):
+                status, head, body = shake_hands(service, "/socket", **headers)
+                assert status == 400
+                assert json.loads(body)["request_id"] in head
             for path, (refusal, headers) in expected.items():
                 status, head, body = shake_hands(service, path, **headers)
                 assert status == refusal
@@ -101,7 +105,7 @@ def test_websockets(installed: Callable[..., Path], tmp_path: Path) -> None:
             lines = service.entries()
         told = [(line["path"], line["status"], line["client"]) for line in lines if "path" in line]
         wanted = [("/socket", 101), *((path, refusal) for path, (refusal, _) in expected.items())]
-        assert [line for line in told if line[0] != "/health"] == [
+        assert [line for line in told if line[0] not in {"/health", "-"}] == [
             (path, status, "198.51.100.4") for path, status in wanted
         ]
         errors = [line["message"] for line in lines if line["level"] == "error"]

@@ -170,7 +170,7 @@ class Trial:
         ]
 
     def refuse_links(self) -> None:
-        """Refuse a service in which a file of the template's is a link, or is below one."""
+        """Refuse a service that has a link or another kind of file where the template has files."""
         linked = {
             name
             for mode, name in listed(self.directory)
@@ -180,6 +180,12 @@ class Trial:
             raise FleetError(
                 f"no link may be where the template has files: {names(sorted(linked))}"
             )
+        for path in sorted(self.original.rglob("*")):
+            name = path.relative_to(self.original)
+            there = self.directory / name
+            if there.exists() and there.is_dir() != path.is_dir():
+                here, theirs = ("directory", "file") if there.is_dir() else ("file", "directory")
+                raise FleetError(f"no {here} may be where the template has a {theirs}: {name}")
 
     def look_for_moves(self) -> None:
         """Compare the service with the recorded version: which of its files are somewhere else?

@@ -104,7 +104,8 @@ def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
         text, distance = match["tag"], int(match["distance"])
     version = as_version(text)
     for release in releases:
-        if version is not None and version == Version(release.version):
+        # 0.4 is the same version as 0.4.0 and names no tag, so that nothing can be updated from it
+        if version is not None and text.removeprefix("v") == release.version.removeprefix("v"):
             return Recorded(release, release.version, distance)
     if HASH.fullmatch(text):
         for release in releases:

@@ -52,6 +52,21 @@ AGAIN = """
         "INSERT INTO pages_fts (rowid, text) VALUES (new.id, new.text); END"
     )
 """
+ORDERED = """
+CREATE TABLE members (
+    id INTEGER PRIMARY KEY,
+    email TEXT NOT NULL,
+    "desc" TEXT,
+    page_id INTEGER REFERENCES pages (id) ON DELETE CASCADE
+);
+CREATE UNIQUE INDEX one_email ON members (email COLLATE nocase);
+CREATE INDEX newest ON members (id DESC);
+CREATE INDEX described ON members ("desc") WHERE email <> 'a desc';
+"""
+
+REBUILD_MEMBERS = """with op.batch_alter_table("members") as batch:
+        batch.alter_column("email", existing_type=sa.Text(), nullable=True)
+"""
 DROPPED = (
     'op.execute("DROP TRIGGER pages_ai")\n    op.execute("drop index if exists by_case")\n    '
 )
@@ -107,6 +122,50 @@ def test_what_is_meant_passes(
     assert "added" in revisions(beside)
     told = "has taken AUTOINCREMENT from table pages" in caplog.text
     assert told == (REBUILD in PASSES[name])
+
+
+def test_a_view_of_a_table_that_is_rebuilt_is_named(
+    beside: Path, add_revision: Callable[[str], str]
+) -> None:
+    with closing(open_database(beside)) as connection:
+        connection.execute('CREATE VIEW "all of-them" AS SELECT text FROM pages')
+    add_revision(REVISION.replace("{statements}", DROPPED + REBUILD))
+    with pytest.raises(StartupError, match="the view all of-them reads from a table") as caught:
+        migrate.upgrade(beside)
+    assert "\n" not in str(caught.value)
+    assert "added" not in revisions(beside)
+
+
+def test_a_name_in_quotes_is_meant(beside: Path, add_revision: Callable[[str], str]) -> None:
+    with closing(open_database(beside)) as connection:
+        connection.execute('CREATE VIEW "all of-them" AS SELECT text FROM pages')
+    dropped = """op.execute('DROP VIEW IF EXISTS "all of-them"')\n    """
+    add_revision(REVISION.replace("{statements}", dropped + DROPPED + REBUILD))
+    migrate.upgrade(beside)
+    assert "added" in revisions(beside)
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_what_an_index_compares_by_is_not_lost(
+    beside: Path, add_revision: Callable[[str], str], caplog: pytest.LogCaptureFixture, meant: bool
+) -> None:
+    with closing(open_database(beside)) as connection:
+        connection.executescript(ORDERED)
+    statements = [REBUILD_MEMBERS]
+    if meant:
+        statements = ['op.drop_index("one_email")', 'op.drop_index("newest")', REBUILD_MEMBERS]
+    add_revision(REVISION.replace("{statements}", "\n    ".join(statements)))
+    if meant:
+        migrate.upgrade(beside)
+        assert "has taken ON DELETE CASCADE from table members" in caplog.text
+        return
+    with pytest.raises(StartupError) as caught:
+        migrate.upgrade(beside)
+    assert "DESC from the index newest, COLLATE NOCASE from the index one_email" in str(
+        caught.value
+    )
+    assert "described" not in str(caught.value)
+    assert "added" not in revisions(beside)
 
 
 def test_autogenerate_leaves_them_alone(

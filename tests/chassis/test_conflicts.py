@@ -1,6 +1,7 @@
 """What a request conflicts with is a 409, in both kinds of route, alone and in company."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import anyio
 import anyio.from_thread
@@ -12,6 +13,7 @@ from sqlalchemy import text
 
 from app.chassis.database import Reader, Writer
 from app.chassis.routing import DatabaseRoute
+from app.chassis.sqlite import open_database
 from app.main import create_app
 from app.settings import Settings
 
@@ -93,3 +95,35 @@ def test_it_is_nobody_elses(app: FastAPI) -> None:
 def test_the_event_loop_can_be_called_from_a_route(app: FastAPI) -> None:
     with TestClient(app) as client:
         assert client.get("/chassis/outside").json() == [8, 3]
+
+
+def test_a_mounted_application_has_the_database_and_the_answers(settings: Settings) -> None:
+    make_database(settings.database_path)
+    app, mounted, inner = create_app(settings), FastAPI(), FastAPI()
+    with closing(open_database(settings.database_path)) as connection:
+        connection.executescript(TABLES)
+
+    def insert(session: Writer, room: int) -> None:
+        session.execute(text("INSERT INTO guests VALUES (:room)"), {"room": room})
+
+    def count(session: Reader) -> int:
+        return int(session.execute(text("SELECT count(*) FROM guests")).scalar_one())
+
+    for one, kind in ((mounted, APIRoute), (inner, DatabaseRoute)):
+        router = APIRouter(route_class=kind)
+        router.add_api_route("/guests", insert, methods=["POST"])
+        router.add_api_route("/guests", count)
+        one.include_router(router)
+    mounted.mount("/inner", inner)
+    app.mount("/mounted", mounted)
+
+    with TestClient(app) as client:
+        for path in ("/mounted/guests", "/mounted/inner/guests"):
+            refused = client.post(path, params={"room": 9})
+            assert refused.status_code == 409
+            assert refused.json()["request_id"] == refused.headers["X-Request-ID"]
+            assert client.post(path, params={"room": 2}).status_code == 200
+            assert client.put(path).headers["Allow"] == "GET, POST"
+            # the value, which may be a password, is not in the answer
+            assert "hunter2" not in client.post(path, params={"room": "hunter2"}).text
+        assert client.get("/mounted/guests").json() == 3

@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from starlette.testclient import WebSocketDenialResponse
 
 from app.chassis import database as chassis
 from app.chassis.backup import copy_database
-from app.chassis.database import Database, DatabaseBusyError, Reader, Writer
+from app.chassis.database import Database, DatabaseBusyError, Reader, Writer, get_database
 from app.chassis.sqlite import open_database
 from app.main import create_app
 from app.settings import Settings
@@ -226,6 +227,32 @@ def test_more_clients_than_threads_never_block_each_other(
         answers = pool.map(lambda _: client.request(*call.split()).status_code, range(128))
         assert list(answers) == [200] * 128
         assert client.get("/counter").json() == (128 if "POST" in call else 0)
+
+
+def test_a_websocket_is_told_to_open_sessions_where_it_reads(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_database(settings.database_path)
+    app = create_app(settings)
+
+    @app.websocket("/count")
+    async def count(
+        websocket: WebSocket, database: Annotated[Database, Depends(get_database)]
+    ) -> None:
+        found = await database.run_reading(lambda session: pragma(session, "user_version"))
+        await websocket.accept()
+        await websocket.send_json(found)
+
+    @app.websocket("/keep")
+    async def keep(websocket: WebSocket, _: Reader) -> None:
+        await websocket.accept()
+
+    with TestClient(app) as client:
+        with client.websocket_connect("/count") as websocket:
+            assert websocket.receive_json() == 0
+        with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/keep"):
+            pass
+    assert "await database.run_reading(function)" in capsys.readouterr().out
 
 
 def test_a_failed_route_leaves_nothing_behind(settings: Settings, database: Database) -> None:

@@ -588,6 +588,23 @@ def test_every_answer_is_complete(
     assert line["request_id"] == answer.headers["X-Request-ID"]
 
 
+@pytest.mark.parametrize("path", ["/echo", "/lines"])
+def test_a_body_that_is_too_large_is_said_so_behind_any_middleware(
+    settings: Settings, path: str
+) -> None:
+    probed = make_probed(settings, [])
+
+    @probed.middleware("http")
+    async def pass_on(request: Request, call_next: Any) -> Response:
+        answer: Response = await call_next(request)
+        return answer
+
+    answer = ask(probed, "POST", path, content=chunked())
+
+    assert answer.status_code == 413
+    assert_complete(answer)
+
+
 def test_errors_of_routes_reach_the_services_middleware_as_answers(settings: Settings) -> None:
     app = make_app(settings)
     statuses = []

@@ -93,7 +93,7 @@ PLAIN = {
     "WORKERS": "3",
     "DOCS_ENABLED": "true",
 }
-AROUND = ("{}\n", "\t {}\r\n", "\u00a0{}\u3000", "\ufeff{}\u200b")
+AROUND = ("{}\n", "\t {}\r\n", "\u00a0{}\u3000", "\ufeff{}\u200b", "\u202a{}\u202c\x1b", "\u200e{}")
 
 
 def dumped(settings: Settings) -> dict[str, Any]:
@@ -289,6 +289,9 @@ def test_lists_come_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, text
         ("DATABASE_URL", "sqlite:////data/../tmp/app.db"),
         ("DATABASE_URL", "sqlite:////database/app.db"),
         ("DATABASE_URL", "sqlite:////data/app.db?mode=ro"),
+        ("DATABASE_URL", "sqlite:////data/"),
+        ("DATABASE_URL", "sqlite:////data/\napp.db"),
+        ("APP_UID", "99999999999"),
         ("DATABASE_URL", "sqlite://"),
         ("DATABASE_URL", "sqlite:////data/\udcff.db"),
         ("DATABASE_URL", "sqlite:///:memory:"),

@@ -68,6 +68,15 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_directory_in_the_databases_place_is_one_clear_line(
+    settings: Settings, tmp_path: Path
+) -> None:
+    taken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/"})
+
+    with pytest.raises(StartupError, match=r"names the directory .*; add the name"):
+        storage.prepare(taken)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

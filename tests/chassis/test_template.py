@@ -65,6 +65,17 @@ def test_it_becomes_the_newest_releases_command(
     )
 
 
+def test_a_hash_that_begins_with_digits_is_no_version(
+    project: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is recorded by a copy of a commit without a tag; trackbed says what to do."""
+    write(project, "3773d27", quoted(source))
+
+    template.hand_over(["status"])
+
+    assert "@0.10.0 trackbed" in capsys.readouterr().out
+
+
 def test_another_templates_answers_are_not_ours(project: Path) -> None:
     (project / ".copier-answers.other.yml").write_text("_commit: 9\n_src_path: /x\n")
     assert template.recorded().version == "0.9.0"

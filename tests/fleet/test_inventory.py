@@ -52,6 +52,7 @@ def test_a_version_is_recognized(recorded: object, version: str, distance: int, 
         ("main", "main is no version"),
         ("main-4-gabc1234", "main is no version"),
         ("0.9.0", "0.9.0 is not among the known releases"),
+        ("0.3", "0.3 is not among the known releases"),
     ],
 )
 def test_another_is_unknown_with_a_reason(recorded: object, reason: str) -> None:

@@ -511,6 +511,27 @@ def test_a_deleted_file_of_the_templates_is_told(service: Path, trackbed: Run) -
     assert "still gone   tests/chassis/databases.py: deleted here\n" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("path", "new", "said"),
+    [
+        ("app/chassis/worker.py", "app/chassis/worker.py/own.py", "no directory may be where"),
+        ("tests/chassis", "tests/chassis", "no file may be where the template has a directory"),
+    ],
+)
+def test_a_file_and_a_directory_of_one_name_are_one_line(
+    service: Path, trackbed: Run, path: str, new: str, said: str
+) -> None:
+    git(service, "rm", "-qr", path)
+    write(service, {new: "OWN = 1\n"})
+    commit(service, "Another kind")
+
+    done = trackbed("update", "--no-lock", cwd=service)
+
+    refused(done, said)
+    assert done.stderr.endswith(f": {path}\n")
+    assert git(service, "status", "--porcelain") == ""
+
+
 @pytest.mark.long
 def test_a_moved_directory_is_refused_and_a_moved_file_told(service: Path, trackbed: Run) -> None:
     git(service, "mv", "README.md", "ABOUT.md")

@@ -4,10 +4,14 @@
 import logging.config
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
+from fastapi.exception_handlers import (
+    http_exception_handler,
+    request_validation_exception_handler,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
@@ -16,11 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.chassis import answers, features, health, logs, openapi, replication
 from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
-from app.chassis.http import Edge, ErrorBoundary, Guard, problem
+from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
@@ -63,6 +68,9 @@ class Application(FastAPI):
 
     def build_entrance(self) -> ASGIApp:
         """Put the chassis's middleware around FastAPI."""
+        for route in self.routes:
+            if isinstance(route, Mount) and isinstance(route.app, FastAPI):
+                self.share(route.app)
         edge, *inner = self.surrounding
         # A service's own CORS goes to the place of ours: a refusal of the guard needs it too.
         cors = [one for one in self.user_middleware if is_cors(one)]
@@ -72,6 +80,20 @@ class Application(FastAPI):
             entrance = middleware(entrance, *arguments, **options)
         return entrance
 
+    def share(self, mounted: FastAPI) -> None:
+        """Give a mounted application the database, and the answers to errors, that it has not.
+
+        Its routes see it in this one's place, as `request.app`.
+        """
+        for name in set(self.state) - set(mounted.state):
+            mounted.state[name] = self.state[name]
+        for kind, handler in self.exception_handlers.items():
+            if mounted.exception_handlers.get(kind) in {None, *FASTAPIS}:
+                mounted.exception_handlers[kind] = handler
+        for route in mounted.routes:
+            if isinstance(route, Mount) and isinstance(route.app, FastAPI):
+                self.share(route.app)
+
     def build_middleware_stack(self) -> ASGIApp:
         """Answer also what is raised in the service's middleware, as if it were in a route."""
         handlers = dict(self.exception_handlers)
@@ -80,13 +102,17 @@ class Application(FastAPI):
         added = self.user_middleware
         if added:
             outside = (boundary, Middleware(ExceptionMiddleware, handlers=handlers))
-            self.user_middleware = [*outside, *added, boundary]
+            self.user_middleware = [*outside, *added, Middleware(Ungrouped), boundary]
         else:
             self.user_middleware = [boundary]
         try:
             return super().build_middleware_stack()
         finally:
             self.user_middleware = added
+
+
+FASTAPIS: Final = frozenset({http_exception_handler, request_validation_exception_handler})
+"""Handlers that an application has by itself."""
 
 
 def is_cors(middleware: Middleware) -> bool:
@@ -163,7 +189,8 @@ def add_error_handlers(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             # Starlette names the methods of the first route that has the path.
-            headers["Allow"] = ", ".join(openapi.methods(app.routes, request.url.path))
+            path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+            headers["Allow"] = ", ".join(openapi.methods(request.app.routes, path))
         if error.status_code in {204, 304}:
             return Response(status_code=error.status_code, headers=headers)
         return problem(error.status_code, error.detail, headers)

@@ -105,7 +105,11 @@ class BoundedProtocol(PatientProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
-                self.handle_websocket_upgrade()
+                self.in_body = False
+                if self.is_handshake():
+                    self.handle_websocket_upgrade()
+                else:
+                    self.refuse(400)
             else:
                 self._unsupported_upgrade_warning()
                 # Where the next request would begin is unknown.
@@ -167,6 +171,29 @@ class BoundedProtocol(PatientProtocol):
         scheme, _, rest = self.url.partition(b"://")
         hosts = [value.lower() for name, value in self.headers if name == b"host"]
         return scheme.lower() in SCHEMES and [rest.partition(b"/")[0].lower()] == hosts
+
+    def is_handshake(self) -> bool:
+        """Tell whether a WebSocket may begin so (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1).
+
+        What else asks for one, the library leaves without an answer or end, or answers itself.
+        """
+        found = dict(self.headers)
+        return (
+            self.scope["method"] == "GET"
+            and bool(found.get(b"sec-websocket-key"))
+            and found.get(b"sec-websocket-version") == b"13"
+            and found.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in found
+        )
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; end it if the library cannot read what it is given."""
+        super().handle_websocket_upgrade()
+        library = getattr(self.transport.get_protocol(), "conn", None)
+        # a field of 8 KB, for one; it answers only what it could read
+        if getattr(library, "handshake_exc", None) and not self.transport.is_closing():
+            self.write_refusal(400)
+            self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":

@@ -22,11 +22,12 @@ from typing import Annotated, Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import Depends, Request
+from fastapi import Depends
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
+from starlette.requests import HTTPConnection
 
 from app.chassis.sessions import (
     BlockSession,
@@ -540,19 +541,35 @@ def find_conflict(error: exc.IntegrityError) -> tuple[str, list[str]] | None:
     return f"There is one with {same} already", columns
 
 
-def get_database(request: Request) -> Database:
+def get_database(request: HTTPConnection) -> Database:
     database: Database = request.app.state.database
     return database
 
 
-async def get_reader(request: Request) -> AsyncIterator[Session]:
+async def get_reader(request: HTTPConnection) -> AsyncIterator[Session]:
+    require_short(request)
     async with get_database(request).reading() as session:
         yield session
 
 
-async def get_writer(request: Request) -> AsyncIterator[Session]:
+async def get_writer(request: HTTPConnection) -> AsyncIterator[Session]:
+    require_short(request)
     async with get_database(request).writing() as session:
         yield session
+
+
+def require_short(request: HTTPConnection) -> None:
+    """Refuse to lend a session for as long as a WebSocket lasts: a few would have them all.
+
+    Raises:
+        RuntimeError: It is a WebSocket; with the right way.
+    """
+    if request.scope["type"] == "websocket":
+        raise RuntimeError(
+            "A WebSocket lasts too long for a Reader or Writer. Read where it is needed: `await "
+            "database.run_reading(function)` (run_writing to write), where database is "
+            "websocket.app.state.database."
+        )
 
 
 # "function": the session ends, and a writer's is committed, before the response is sent.

@@ -243,6 +243,28 @@ class ErrorBoundary:
             await problem(500, "Internal server error")(scope, receive, send)
 
 
+class Ungrouped:
+    """Raise what the reading of a body raises as it is, such as that the body is too large.
+
+    BaseHTTPMiddleware, which a service may have added, puts it into a group that no handler knows.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_ungrouped() -> Message:
+            try:
+                return await receive()
+            except ExceptionGroup as group:
+                error: Exception = group
+                while isinstance(error, ExceptionGroup):
+                    error = error.exceptions[0]
+                raise error from None
+
+        await self.app(scope, receive_ungrouped, send)
+
+
 def is_event_stream(start: Message) -> bool:
     kind: bytes = dict(start.get("headers", ())).get(b"content-type", b"")
     return kind.startswith(b"text/event-stream")

@@ -44,12 +44,23 @@ ACCEPT_TABLES: Final = (
 
 DROPPED: Final = re.compile(
     r"\b(?:DROP\s+(?:TRIGGER|VIEW|INDEX|TABLE)\s+(?:IF\s+EXISTS\s+)?|ALTER\s+TABLE\s+)"
-    r"(?:main\.)?[\"'`\[]?(\w+)",
+    r"(?:main\.)?(?:\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\[([^\]]+)\]|(\w+))",
     re.IGNORECASE,
 )
-"""The name in a statement that takes something away, or gives it another name."""
+"""The name, in whatever quotes, of what a statement takes away or gives another name."""
 
-UNCOPIED: Final = re.compile(r"\b(?:AUTOINCREMENT|CHECK|COLLATE)\b")
+IN_THE_WAY: Final = re.compile(r"error in (view|trigger) (.+?)(?: after rename)?: no such table")
+"""SQLite's words where it cannot give a rebuilt table its name, because something reads from it."""
+
+UNCOPIED: Final = re.compile(
+    r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
+)
+"""Words of a table that Alembic may not write again."""
+
+OF_INDEX: Final = re.compile(r"\b(?:COLLATE\s+\w+|DESC)\b")
+"""Words of an index that Alembic does not write again."""
+
+QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
 WORD: Final = re.compile(r"\w+")
 
@@ -343,6 +354,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     from alembic import context
     from alembic.util import CommandError
     from sqlalchemy import event
+    from sqlalchemy.exc import OperationalError
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -359,6 +371,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
             driver: Any = connection.connection.dbapi_connection
             tables, orphans = table_names(driver), integrity.find_orphans(driver)
             beside, rules, said = beside_tables(driver), table_rules(driver), []
+            ordered = index_rules(driver)
             event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
             for line in integrity.describe(orphans):
                 logger.warning("Before the migration, and left as it is: %s", line)
@@ -375,7 +388,16 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                     metadata, schema, unmanaged(driver, schema), existing=existing
                 ),
             )
-            context.run_migrations()
+            try:
+                context.run_migrations()
+            except OperationalError as error:
+                if (reader := IN_THE_WAY.search(str(error.orig))) is None:
+                    raise
+                raise CommandError(
+                    f"the {reader[1]} {reader[2]} reads from a table that is rebuilt, so SQLite "
+                    "refuses it: drop it in the same revision before the change, and create it "
+                    "again after it"
+                ) from None
             left = integrity.find_orphans(driver)
             broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
             if broken:
@@ -387,6 +409,11 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 raise CommandError(
                     f"it would lose {', '.join(lost)}, which SQLite drops with a table that is "
                     "rebuilt: create it again in the same revision, after the change"
+                )
+            if changed := find_changed(driver, ordered, said):
+                raise CommandError(
+                    f"it would take {', '.join(changed)}, which Alembic does not write again: drop "
+                    "it in the same revision, and create it again after the change"
                 )
     finally:
         engine.dispose()
@@ -423,14 +450,43 @@ def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
 def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
     """Return how often each table's own text has a rule that Alembic does not copy."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-    return {name: Counter(UNCOPIED.findall(sql.upper())) for name, sql in rows}
+    return {name: count_words(UNCOPIED, sql) for name, sql in rows}
+
+
+def index_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
+    """Return how often each index's own text says how it compares or orders."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> '' ORDER BY 1"
+    return {name: count_words(OF_INDEX, sql) for name, sql in connection.execute(query)}
+
+
+def count_words(form: re.Pattern[str], sql: str) -> Counter[str]:
+    return Counter(" ".join(found.split()) for found in form.findall(QUOTED.sub("", sql).upper()))
+
+
+def names_in(said: Iterable[str]) -> set[str]:
+    """Return the names, in lower case, that statements have taken something away by."""
+    found = (names for statement in said for names in DROPPED.findall(statement))
+    return {"".join(names).lower() for names in found}
+
+
+def find_changed(
+    connection: sqlite3.Connection, before: Mapping[str, Counter[str]], said: Iterable[str]
+) -> list[str]:
+    """Return what an index compares or orders by no longer, without a statement that names it."""
+    named = names_in(said)
+    return [
+        f"{rule} from the index {name}"
+        for name, found in index_rules(connection).items()
+        for rule in before.get(name, found) - found
+        if name.lower() not in named
+    ]
 
 
 def find_lost(
     connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], said: Iterable[str]
 ) -> list[str]:
     """Return what has gone without a statement that names it, though its table is there."""
-    named = {name.lower() for statement in said for name in DROPPED.findall(statement)}
+    named = names_in(said)
     after, tables = beside_tables(connection), table_names(connection)
     return [
         f"the {kind} {name}"
@@ -473,7 +529,10 @@ def directives(
                 "them: %s",
                 ", ".join(left),
             )
-        for line in unseen_checks(context, metadata, schema):
+        for line in (
+            *unseen_checks(context, metadata, schema),
+            *unseen_indexes(context, metadata, schema),
+        ):
             logger.warning(line)
         if existing:
             accept_tables(scripts)
@@ -515,6 +574,29 @@ def unseen_checks(
                 f"Table {table.name} has no {missing} in the database, and Alembic writes no check "
                 "constraint: add create_check_constraint to the revision (batch_alter_table)"
             )
+
+
+def unseen_indexes(
+    context: "MigrationContext", metadata: "MetaData", schema: Schema
+) -> Iterator[str]:
+    """Yield a line for each index on an expression that is not in the database.
+
+    Alembic leaves them out, also of a table that it creates.
+    """
+    from alembic.util.sqla_compat import is_expression_index
+
+    assert context.connection is not None
+    rows = context.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'")
+    found = {name for (name,) in rows}
+    include = belongs_to(schema)
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            ours = include(table, table.name, "table") and index.name not in found
+            if ours and is_expression_index(index):
+                yield (
+                    f"Table {table.name} has no index {index.name} in the database, and Alembic "
+                    "writes none on an expression: the revision needs op.execute('CREATE INDEX')"
+                )
 
 
 def accept_tables(scripts: "list[MigrationScript]") -> None:

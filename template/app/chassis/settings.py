@@ -56,7 +56,7 @@ MIN_SECRET_LENGTH: Final = 32
 MIN_SECRET_SYMBOLS: Final = 8
 
 DATABASE_URL_FORM: Final = re.compile(
-    r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00\ud800-\udfff]+)"
+    r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
 )
 ORIGIN_FORM: Final = re.compile(r"(https?)://(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", re.IGNORECASE)
 DIRECTIVE_FORM: Final = re.compile(r"[a-z-]+( +[!-:<-~]+)*")
@@ -68,8 +68,11 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 JSON_FORM: Final = re.compile(r"\s*\[(?![0-9a-fA-F:]+\])")
 """How a list in JSON begins, and a list whose first entry is an IPv6 address does not."""
 
-BLANK: Final = r"[\s\u200b\u2060\ufeff]+"
-"""White space, also that which no editor shows; none of it belongs at the end of a value."""
+BLANK: Final = (
+    r"[\s\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
+)
+"""White space, and what no editor shows, such as the mark of a text's direction that is copied with
+it; none of it belongs at the end of a value."""
 
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 
@@ -170,6 +173,7 @@ class ChassisSettings(BaseSettings):
     app_uid: int | None = Field(
         default=None,
         ge=1,
+        lt=2**32 - 1,
         description="User id to become when started as root; the Dockerfile sets it",
     )
     app_version: str = Field(
@@ -313,6 +317,8 @@ class ChassisSettings(BaseSettings):
                 "must name an absolute path on the volume in production; "
                 f"{advice}, or set VOLUME_PATH"
             )
+        if volume and path == os.path.normpath(volume):
+            raise ValueError(f"names the volume and no file on it; {advice}")
         if volume and not Path(path).is_relative_to(os.path.normpath(volume)):
             raise ValueError(f"is not on the volume, so every deploy would lose the data; {advice}")
         return value
@@ -407,7 +413,8 @@ class ChassisSettings(BaseSettings):
             raise ConfigurationError(
                 [describe(dict(problem)) for problem in error.errors(include_input=False)]
             ) from None
-        if refused := settings.refusals():
+        # two libraries may refuse the same variable
+        if refused := list(dict.fromkeys(settings.refusals())):
             raise ConfigurationError(refused)
         return settings
 

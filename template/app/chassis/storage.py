@@ -33,8 +33,13 @@ def prepare(settings: ChassisSettings) -> None:
 
     Raises:
         StartupError: The volume is not mounted, the directory cannot be written, or half of
-            a database is in it.
+            a database is in it, or DATABASE_URL names a directory.
     """
+    if os.path.isdir(settings.database_path):
+        raise StartupError(
+            f"Storage: DATABASE_URL names the directory {settings.database_path}; "
+            "add the name of a file in it, such as app.db."
+        )
     directory = settings.database_path.parent
     if settings.production and settings.volume is not None:
         require_mount(settings.volume)

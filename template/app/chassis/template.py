@@ -25,6 +25,8 @@ SHORT: Final = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 
 RELEASE: Final = re.compile(r"refs/tags/(v?(\d+(?:\.\d+)*))")
 
+HASH: Final = re.compile(r"[0-9a-f]{7,64}")
+
 
 class TemplateError(StartupError):
     """The template's command cannot be found; the message says why."""
@@ -156,7 +158,9 @@ def newest_release(address: str, version: str) -> str:
         )
     found = [RELEASE.fullmatch(line.partition("\t")[2]) for line in done.stdout.splitlines()]
     tags = {number(match[2]): match[1] for match in found if match}
-    if not tags or max(tags) < number(version):
+    # a commit that is no release is recorded by its hash, whose first digits are no version
+    known = () if HASH.fullmatch(version) else number(version)
+    if not tags or max(tags) < known:
         raise TemplateError(
             f"Template: {shown} has no release that is {version} or newer; fetch its tags there."
         )

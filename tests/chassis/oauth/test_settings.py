@@ -156,6 +156,8 @@ def test_the_check_shows_what_the_providers_have_to_know(monkeypatch: pytest.Mon
         ("ALL_PROXY", "socks5://127.0.0.1:1"),
         ("https_proxy", "ftp://user:hunter2@127.0.0.1"),
         ("HTTP_PROXY", "127.0.0.1:hunter2"),
+        ("SSL_CERT_FILE", "/hunter2.pem"),
+        ("SSL_CERT_FILE", __file__),
     ],
 )
 def test_a_proxy_that_no_client_takes_is_named(

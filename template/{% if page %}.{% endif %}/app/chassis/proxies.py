@@ -1,7 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The variables that name a proxy, which HTTP clients read by themselves."""
+"""The variables that name a proxy or certificates, which HTTP clients read by themselves."""
 
 import os
+import ssl
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -17,10 +18,10 @@ def refusals(library: str) -> list[str]:
         library: `httpx` or `httpx2`, imported only where there is such a variable.
     """
     given = {name: value for name, value in os.environ.items() if name.upper() in NAMES and value}
+    found = unreadable_certificates()
     if not given:
-        return []
+        return found
     client = import_module(library).Client
-    found = []
     for name, value in given.items():
         if name.upper() != "NO_PROXY":
             proxy = value if "://" in value else f"http://{value}"
@@ -30,6 +31,16 @@ def refusals(library: str) -> list[str]:
         name = next((name for name in given if name.upper() == "NO_PROXY"), next(iter(given)))
         found.append(f"{name}: {library} cannot read it; list host names, or unset it")
     return found
+
+
+def unreadable_certificates() -> list[str]:
+    """Return a line if SSL_CERT_FILE names what no client could verify a server with."""
+    try:
+        if file := os.environ.get("SSL_CERT_FILE"):
+            ssl.create_default_context(cafile=file)
+    except OSError:
+        return ["SSL_CERT_FILE: names no file of certificates; correct it, or unset it"]
+    return []
 
 
 def why_not(make: Callable[[], object]) -> str | None:

@@ -156,10 +156,13 @@ def test_files_are_lint_free(project: Project) -> None:
 
 
 @pytest.mark.long
-def test_second_render_is_equal(project: Project, template: Path, tmp_path: Path) -> None:
-    data = {"project_name": "Billing API", **project.answers}
+@pytest.mark.parametrize("answers", COMBINATIONS[::4], ids=identify)
+def test_second_render_is_equal(
+    answers: Answers, render: Render, template: Path, tmp_path: Path
+) -> None:
+    data = {"project_name": "Billing API", **answers}
     copier.run_copy(str(template), tmp_path / "again", data=data, defaults=True, quiet=True)
-    assert contents(tmp_path / "again") == contents(project.path)
+    assert contents(tmp_path / "again") == contents(render(**answers))
 
 
 def test_nothing_is_left_of_the_template(project: Project) -> None:

@@ -96,6 +96,8 @@ def test_another_worker_takes_over_from_a_killed_one(project: Path, tmp_path: Pa
     with Service(project, data, WORKERS=str(WORKERS)) as service:
         service.wait_until_healthy()
         (copy,) = wait_for_copies(service, data, 1)
+        while "Made the copy" not in service.output():
+            time.sleep(0.05)  # the copy is there before the line
         holders = [
             pid for pid in children(service.process.pid) if str(data / "backups") in open_files(pid)
         ]

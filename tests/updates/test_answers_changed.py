@@ -18,15 +18,11 @@ DEFAULTS: Answers = {
 }
 CHANGES: list[Answers] = [
     {"backup": "litestream"},
-    {"features": ["conversations", "oauth"]},
-    {"backup": "volume"},
-    {"backup": "none"},
-    {"builder": "railpack"},
-    {"builder": "nixpacks"},
-    {"ci": "none"},
+    {"features": ["conversations", "oauth"], "ci": "none"},
+    {"builder": "railpack", "backup": "none"},
     {"features": ["oauth"], "oauth_providers": ["google", "microsoft"]},
-    {"features": ["conversations"], "ai_provider": "anthropic"},
-    {"python_version": "3.12", "volume_path": "/mnt/vol-1", "workers": 4},
+    {"features": ["conversations"], "ai_provider": "anthropic", "builder": "nixpacks"},
+    {"python_version": "3.12", "volume_path": "/mnt/vol-1", "workers": 4, "backup": "volume"},
 ]
 
 

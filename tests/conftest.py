@@ -15,6 +15,9 @@ from pytest_copie.plugin import Copie
 
 from support import ASKED, ROOT, Answers, commit, git, tool
 
+# run in projects, by test_chassis.py
+collect_ignore = ["chassis"]
+
 GIT_CONFIG = """\
 [init]
     defaultBranch = main

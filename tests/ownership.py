@@ -6,7 +6,8 @@ from pathlib import Path
 from support import ROOT, load_toml
 
 OWNERSHIP = load_toml(ROOT / "ownership.toml")
-TEMPLATE: list[dict[str, str | list[str]]] = OWNERSHIP["template"]
+EVER: list[dict[str, str | list[str]]] = OWNERSHIP["template"]
+TEMPLATE = [part for part in EVER if "until" not in part]
 SHARED: dict[str, str] = OWNERSHIP["shared"]
 USER: list[str] = [*OWNERSHIP["user"]["kept"], *OWNERSHIP["user"]["examples"]]
 
@@ -25,7 +26,7 @@ def covers(path: str, name: str) -> bool:
 def owners(name: str) -> list[str]:
     """Each entry that names a file, with its class."""
     return [
-        *(f"template: {path}" for part in TEMPLATE for path in part["paths"] if covers(path, name)),
+        *(f"template: {path}" for part in EVER for path in part["paths"] if covers(path, name)),
         *(f"shared: {path}" for path in SHARED if path == name),
         *(f"user: {path}" for path in USER if path == name),
     ]

@@ -23,15 +23,12 @@ from support import ROOT, Answers
 
 ANSWERS: Answers = {"features": ["conversations"], "ai_provider": "anthropic"}
 
-CONVERSATIONS = "template/{% if conversations %}.{% endif %}/tests/chassis/conversations"
-
-
 QUESTION = {"text": "Hi"}
 
 
 def load_model() -> ModuleType:
-    """The server that the rendered projects' own tests use for Anthropic's."""
-    path = ROOT / CONVERSATIONS / "{% if anthropic %}claude.py{% endif %}"
+    """Return the module with the server that the chassis's tests use for Anthropic's."""
+    path = ROOT / "tests/chassis/conversations/claude.py"
     module = sys.modules["claude"] = ModuleType("claude")
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)
     return module

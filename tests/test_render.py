@@ -60,17 +60,6 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "litestream.yml": ("backup", "litestream"),
     "nixpacks.toml": ("builder", "nixpacks"),
     "railpack.json": ("builder", "railpack"),
-    "tests/chassis/conversations/": ("features", "conversations"),
-    "tests/chassis/conversations/claude.py": ("ai_provider", "anthropic"),
-    "tests/chassis/conversations/test_anthropic.py": ("ai_provider", "anthropic"),
-    "tests/chassis/oauth/": ("features", "oauth"),
-    "tests/chassis/oauth/test_google.py": ("oauth_providers", "google"),
-    "tests/chassis/oauth/test_microsoft.py": ("oauth_providers", "microsoft"),
-    "tests/chassis/test_litestream.py": ("backup", "litestream"),
-    "tests/chassis/test_litestream_monitor.py": ("backup", "litestream"),
-    "tests/chassis/test_litestream_relay.py": ("backup", "litestream"),
-    "tests/chassis/test_page.py": ("features", "conversations", "oauth"),
-    "tests/chassis/test_rotation.py": ("backup", "volume"),
 }
 
 # Packages that the service needs, and words that no file has, without these answers.

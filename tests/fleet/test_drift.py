@@ -22,7 +22,7 @@ def test_changed_and_missing_files(
     http = windows / "app" / "chassis" / "http.py"
     http.write_bytes(http.read_bytes().replace(b"\n", b"\r\n"))
     drifted = make_service("drifted", {"app/chassis/http.py": "# patched\n"}, template=releases)
-    (drifted / "tests" / "chassis" / "test_http.py").unlink()
+    (drifted / "app" / "chassis" / "times.py").unlink()
     git(drifted, "branch", "patched")
     git(drifted, "stash", "--quiet")
 
@@ -38,7 +38,7 @@ def test_changed_and_missing_files(
 
     git(drifted, "stash", "pop", "--quiet")
     done = run_fleet("drift", drifted, cwd=releases)
-    assert "tests/chassis/test_http.py (missing)" in done.stdout
+    assert "app/chassis/times.py (missing)" in done.stdout
     assert "1 service, 1 with drift, 0 with problems" in done.stdout
 
 

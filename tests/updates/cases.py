@@ -69,7 +69,7 @@ def assert_survive(
     # files in which an edit has no promise: a conflict, or as it is
     unsure = {name for edit in edits if edit not in sure for name in touched[edit.name]}
     unordered = {name for edit in edits for name in edit.unordered}
-    assert conflicting <= unsure, "conflicts where there should be none"
+    assert conflicting <= unsure, f"conflicts in {conflicting - unsure}"
     goal = expected(before, contents(fresh))
     assert after.keys() == goal.keys()
     for name in goal.keys() - unsure - unordered:

@@ -84,6 +84,29 @@ def test_an_edit_that_goes_with_its_file_is_told(release: str, make: Make) -> No
     assert "PRECIOUS" in lost
 
 
+def has(project: Path, directory: str) -> bool:
+    return any(name.startswith(f"{directory}/") for name in contents(project))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("release", VERSIONS)
+def test_the_chassis_tests_go_and_an_edit_in_them_is_told(release: str, make: Make) -> None:
+    project = make(release, {})
+    test = project / "tests/chassis/test_http.py"
+    with test.open("a", encoding="utf-8") as file:
+        file.write("\nPRECIOUS = 3\n")
+    commit(project, "Against advice")
+
+    done = trackbed(project, "update", "--no-lock")
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    (lost,) = [line for line in done.stdout.splitlines() if line.startswith("lost ")]
+    assert lost.startswith("lost         tests/chassis/test_http.py: ")
+    assert "PRECIOUS" in lost
+    assert has(project, "tests/contract")
+    assert not has(project, "tests/chassis")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("release", [VERSIONS[-1]])
 def test_tests_that_were_deleted_stay_so(
@@ -98,6 +121,23 @@ def test_tests_that_were_deleted_stay_so(
     git(other, "revert", "--no-edit", "HEAD")
 
     update(run_copier, project)
-    assert [name for name in contents(project) if name.startswith("tests/chassis/")] == []
+    assert not has(project, "tests/contract")
+    assert not has(project, "tests/chassis")
     update(run_copier, other)
-    assert "tests/chassis/test_threads.py" in contents(other)
+    assert has(other, "tests/contract")
+    assert not has(other, "tests/chassis")
+
+
+@pytest.mark.long
+def test_attributes_of_ones_own_are_kept(make: Make) -> None:
+    """The template has brought the file later than people may have made one."""
+    project = make(VERSIONS[-1], {})
+    (project / ".gitattributes").write_text("*.png filter=lfs\n", encoding="utf-8")
+    commit(project, "Attributes")
+
+    done = trackbed(project, "update", "--no-lock")
+
+    text = (project / ".gitattributes").read_text(encoding="utf-8")
+    assert "*.png filter=lfs\n" in text
+    assert "tests/contract/** linguist-generated\n" in text
+    assert done.returncode == 1, "both sides are there, and marked"

@@ -60,6 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=check)
 
+    command = commands.add_parser("settings", help="each variable, its default and what it is for")
+    command.set_defaults(run=show_settings)
+
     command = commands.add_parser("status", help="the service's health, with sizes and ages")
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=status)
@@ -138,6 +141,14 @@ def check(options: argparse.Namespace) -> int:
     findings = checks.run(given)
     print(checks.as_json(findings) if options.json else checks.as_text(findings))
     return 1 if checks.is_failed(findings) else 0
+
+
+def show_settings(_: argparse.Namespace) -> int:
+    from app.chassis import variables
+    from app.settings import Settings
+
+    print("\n".join(variables.lines(Settings)))
+    return 0
 
 
 def status(options: argparse.Namespace) -> int:

@@ -94,35 +94,110 @@ class ChassisSettings(BaseSettings):
         validate_default=True,
     )
 
-    railway_environment_id: str = ""
-    railway_environment_name: str = ""
-    railway_private_domain: str = ""
-    railway_public_domain: str = ""
-    railway_git_commit_sha: str = ""
-    railway_volume_mount_path: str = ""
+    railway_environment_id: str = Field(
+        default="", description="Railway's id of the environment; set by Railway, and only there"
+    )
+    railway_environment_name: str = Field(
+        default="", description="Railway's name of the environment; set by Railway"
+    )
+    railway_private_domain: str = Field(
+        default="", description="Name inside of Railway's network; set by Railway"
+    )
+    railway_public_domain: str = Field(
+        default="", description="Railway's domain of the service; set by Railway"
+    )
+    railway_git_commit_sha: str = Field(default="", description="Deployed commit; set by Railway")
+    railway_volume_mount_path: str = Field(
+        default="", description="Where the volume is mounted; set by Railway"
+    )
 
-    environment: Literal["development", "production"] = "development"
-    secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
-    volume_path: str = ""
-    database_url: str = "sqlite:///data/app.db"
-    port: int = Field(default=8000, ge=1, le=65535)
-    backend_url: str = ""
-    cors_origins: StringList = ()
-    allowed_hosts: StringList = ()
-    trusted_proxies: StringList = ()
-    docs_enabled: bool = False
-    content_security_policy: str = ""
-    max_body_bytes: int = Field(default=1_048_576, ge=1)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "text"] = "json"
-    log_lines_per_second: int = Field(default=400, ge=0, le=100_000)
-    workers: int = Field(default=answers.WORKERS, ge=1, le=16)
-    app_uid: int | None = Field(default=None, ge=1, lt=2**32 - 1)
-    app_version: str = ""
-    lock_timeout: float = Field(default=120, ge=0)
-    sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
-    min_free_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
-    low_free_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    environment: Literal["development", "production"] = Field(
+        default="development",
+        description="development or production; on Railway production unless set",
+    )
+    secret_key: SecretStr = Field(
+        default=SecretStr(DEVELOPMENT_SECRET),
+        description="Signs what the service hands out; in production at least 32 random characters",
+    )
+    volume_path: str = Field(
+        default="", description="Where the volume is mounted, outside Railway; the image sets it"
+    )
+    database_url: str = Field(
+        default="sqlite:///data/app.db",
+        description="The SQLite file; app.db on the volume where there is one",
+    )
+    port: int = Field(
+        default=8000, ge=1, le=65535, description="Port to listen on; the platform sets it"
+    )
+    backend_url: str = Field(
+        default="", description="The service's public address; by default Railway's domain"
+    )
+    cors_origins: StringList = Field(
+        default=(),
+        description="Web pages that may call the API, separated by commas",
+    )
+    allowed_hosts: StringList = Field(
+        default=(),
+        description="Host names that are answered, separated by commas; in development all",
+    )
+    trusted_proxies: StringList = Field(
+        default=(),
+        description="Proxies whose X-Real-IP and X-Forwarded-Proto are believed",
+    )
+    docs_enabled: bool = Field(
+        default=False,
+        description="Pages at /docs, /redoc and /openapi.json; by default not in production",
+    )
+    content_security_policy: str = Field(
+        default="",
+        description="What the service's pages may load, as default-src 'self'; by default nothing",
+    )
+    max_body_bytes: int = Field(
+        default=1_048_576, ge=1, description="Largest request body in bytes"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="json or text; by default json in production"
+    )
+    log_lines_per_second: int = Field(
+        default=400,
+        ge=0,
+        le=100_000,
+        description="Lines a second that all workers write; further requests are counted",
+    )
+    workers: int = Field(
+        default=answers.WORKERS, ge=1, le=16, description="Worker processes, 1 to 16"
+    )
+    app_uid: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**32 - 1,
+        description="User id to become when started as root; the Dockerfile sets it",
+    )
+    app_version: str = Field(
+        default="", description="What /health shows as version; by default the deployed commit"
+    )
+    lock_timeout: float = Field(
+        default=120,
+        ge=0,
+        description="Seconds to wait at start for the service that uses the database",
+    )
+    sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
+        default="FULL",
+        description="FULL survives a power cut with every commit, NORMAL may lose the last ones",
+    )
+    min_free_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=0,
+        description="Free bytes on the volume below which /health is 503",
+    )
+    low_free_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=0,
+        description="Free bytes on the volume below which /health says degraded",
+    )
 
     @classmethod
     def settings_customise_sources(

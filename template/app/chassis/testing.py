@@ -5,11 +5,12 @@ from dotenv import dotenv_values
 from pydantic_settings import BaseSettings
 
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.variables import variable
 
 
 def required_variables(settings: type[BaseSettings]) -> dict[str, str]:
     """Return what .env.example says for the settings that have no default."""
     fields = settings.model_fields.items()
-    required = [name.upper() for name, field in fields if field.is_required()]
+    required = [variable(settings, name) for name, field in fields if field.is_required()]
     given = dotenv_values(PROJECT_ROOT / ".env.example") if required else {}
     return {name: value for name in required if (value := given.get(name))}

@@ -44,8 +44,13 @@ LATE: Final = timedelta(hours=26)
 class RotationSettings(ChassisSettings):
     """When the service copies its database, and how many copies stay."""
 
-    backup_time: str = "03:00"
-    backup_keep: int = Field(default=7, ge=1)
+    backup_time: str = Field(
+        default="03:00",
+        description="When the service copies its database, every day: a time in UTC",
+    )
+    backup_keep: int = Field(
+        default=7, ge=1, description="How many of its copies stay on the volume"
+    )
 
     @field_validator("backup_time")
     @classmethod

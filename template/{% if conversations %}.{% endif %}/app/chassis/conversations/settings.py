@@ -10,6 +10,12 @@ class ConversationSettings(ChassisSettings):
     """Maximum numbers; people are told apart only where they sign in."""
 
     # of each worker process
-    max_answers: int = Field(default=1000, ge=1)
-    max_answers_per_person: int = Field(default=10, ge=1)
-    max_threads_per_person: int = Field(default=1000, ge=1)
+    max_answers: int = Field(
+        default=1000, ge=1, description="Answers that each worker writes at once"
+    )
+    max_answers_per_person: int = Field(
+        default=10, ge=1, description="Answers at once of somebody who has signed in"
+    )
+    max_threads_per_person: int = Field(
+        default=1000, ge=1, description="Threads of somebody who has signed in"
+    )

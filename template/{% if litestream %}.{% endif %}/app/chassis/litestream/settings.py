@@ -24,17 +24,38 @@ MAX_SOCKET_PATH: Final = 100
 class LitestreamSettings(ChassisSettings):
     """Where the copy is kept: any S3-compatible bucket, by default one of Railway's."""
 
-    litestream_bucket: str = ""
-    litestream_endpoint: str = "https://storage.railway.app"
-    litestream_region: str = "auto"
-    litestream_access_key_id: str = ""
-    litestream_secret_access_key: SecretStr = SecretStr("")
-    litestream_path: str = ""
-    litestream_force_path_style: bool = False
-    litestream_max_age: float = Field(default=60, gt=0)
+    litestream_bucket: str = Field(
+        default="", description="Bucket of the continuous copy; required in production"
+    )
+    litestream_endpoint: str = Field(
+        default="https://storage.railway.app", description="The bucket's S3 endpoint"
+    )
+    litestream_region: str = Field(default="auto", description="The bucket's region")
+    litestream_access_key_id: str = Field(
+        default="", description="The bucket's access key; required in production"
+    )
+    litestream_secret_access_key: SecretStr = Field(
+        default=SecretStr(""), description="The bucket's secret key; required in production"
+    )
+    litestream_path: str = Field(
+        default="",
+        description="Folder in the bucket; by default the service's and the environment's names",
+    )
+    litestream_force_path_style: bool = Field(
+        default=False, description="true for buckets addressed by path (MinIO, SeaweedFS)"
+    )
+    litestream_max_age: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds until changes that are not in the bucket make /health degraded",
+    )
     # less than the health check's 300 s; 1.3 GB took 16 s, and Litestream itself would wait
     # for an unreachable bucket without end
-    litestream_restore_timeout: float = Field(default=240, gt=0)
+    litestream_restore_timeout: float = Field(
+        default=240,
+        gt=0,
+        description="Seconds that the start may take to fetch the database from the bucket",
+    )
 
     @field_validator("litestream_bucket", "litestream_region", "litestream_path")
     @classmethod

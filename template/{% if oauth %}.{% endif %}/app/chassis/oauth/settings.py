@@ -20,9 +20,14 @@ Credential = TypeVar("Credential", str, SecretStr)
 class OAuthSettings(ChassisSettings):
     """Whoever may sign in, and how long that lasts."""
 
-    allowed_emails: StringList = ()
+    allowed_emails: StringList = Field(
+        default=(),
+        description="Who may sign in, addresses or domains; everyone unless set",
+    )
     # for so long somebody stays signed in who has lost the account at the provider
-    session_max_age: int = Field(default=7 * 24 * 3600, gt=0)
+    session_max_age: int = Field(
+        default=7 * 24 * 3600, gt=0, description="Seconds for which somebody stays signed in"
+    )
 
     @field_validator("backend_url")
     @classmethod

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from app.chassis.settings import ChassisSettings
 
@@ -12,7 +12,9 @@ from app.chassis.settings import ChassisSettings
 class PageSettings(ChassisSettings):
     """The page is a demonstration: by default in development only."""
 
-    page_enabled: bool = False
+    page_enabled: bool = Field(
+        default=False, description="The page at /; by default in development only"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,66 @@
+# Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
+"""The environment variables that settings are read from, as people write and read them."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import AliasChoices, Secret, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from app.chassis.settings import PROJECT_ROOT
+
+
+def variable(settings: type[BaseSettings], name: str) -> str:
+    """Return the variable that a field is read from; with several names, the first."""
+    alias = settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+    if isinstance(alias, str):
+        return alias.upper()
+    return f"{settings.model_config.get('env_prefix', '')}{name}".upper()
+
+
+def description(variable: str, field: FieldInfo) -> str:
+    """Return what a field says of itself, or else the comment above it in .env.example."""
+    if field.description:
+        return field.description
+    example = PROJECT_ROOT / ".env.example"
+    text = example.read_text(encoding="utf-8") if example.exists() else ""
+    above = re.search(rf"((?:^#.*\n)+){re.escape(variable)}=", text, re.MULTILINE)
+    return " ".join(line.lstrip("# ") for line in above[1].splitlines()) if above else ""
+
+
+def is_secret(annotation: Any) -> bool:
+    """Return whether a type is one of Pydantic's secrets, or made of one."""
+    if isinstance(annotation, type) and issubclass(annotation, SecretStr | SecretBytes | Secret):
+        return True
+    return any(is_secret(part) for part in getattr(annotation, "__args__", ()))
+
+
+def default(field: FieldInfo) -> str:
+    """Return the default that a field declares; of a secret, not even that."""
+    if field.is_required():
+        return "(required)"
+    if is_secret(field.annotation):
+        return "(secret)"
+    if field.default_factory is not None:
+        return "(computed)"
+    value = field.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list | set | frozenset):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def lines(settings: type[BaseSettings]) -> Iterator[str]:
+    """Yield each variable with the default that it declares, and what it is for below it.
+
+    What the environment sets is not shown, and neither is what is derived from it.
+    """
+    for name, field in settings.model_fields.items():
+        shown = variable(settings, name)
+        yield f"{shown}={default(field)}"
+        yield f"    {description(shown, field)}"

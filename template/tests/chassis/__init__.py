@@ -1,1 +1,0 @@
-# Belongs to the template: your own tests go into tests/, beside this directory.

@@ -1,0 +1,64 @@
+"""The table of users: as the revisions make it, and apart from the service's own tables."""
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import exc
+
+from app.chassis import features, migrate
+from app.chassis.database import Database
+from app.chassis.errors import StartupError
+from app.chassis.oauth.models import User
+from app.chassis.sqlite import open_database
+from app.settings import Settings
+
+(SCHEMA,) = (schema for schema in features.SCHEMAS if schema.name == "oauth")
+
+
+def config(settings: Settings) -> Config:
+    found = Config(attributes={"database": settings.database_path, "schema": SCHEMA})
+    found.set_main_option("script_location", str(SCHEMA.versions.parent))
+    return found
+
+
+def test_the_model_is_what_the_revisions_make(settings: Settings) -> None:
+    command.check(config(settings))
+
+
+def test_the_revisions_can_be_undone(settings: Settings) -> None:
+    command.downgrade(config(settings), "base")
+    connection = open_database(settings.database_path)
+    assert not migrate.has_table(connection, "users")
+    assert migrate.has_table(connection, "alembic_version")
+    connection.close()
+
+    migrate.upgrade(settings.database_path)
+
+    command.check(config(settings))
+
+
+def test_an_account_has_one_row(settings: Settings) -> None:
+    database = Database(settings.database_path)
+
+    def add(provider: str, subject: str) -> None:
+        with database.write() as session:
+            session.add(User(provider=provider, subject=subject))
+
+    try:
+        add("one", "ann")
+        add("another", "ann")
+        with pytest.raises(exc.IntegrityError):
+            add("one", "ann")
+    finally:
+        database.dispose()
+
+
+def test_a_table_of_ones_own_by_that_name_is_left_alone(settings: Settings) -> None:
+    connection = open_database(settings.database_path)
+    connection.executescript(
+        f"DROP TABLE users; DROP TABLE {SCHEMA.version_table}; CREATE TABLE users (mine)"
+    )
+    connection.close()
+
+    with pytest.raises(StartupError, match="needs a table 'users'"):
+        migrate.upgrade(settings.database_path)

@@ -1,0 +1,103 @@
+"""The commands that come back; starting the service is in test_boot.py."""
+
+from pathlib import Path
+
+import pytest
+
+from app.chassis import answers
+from app.chassis.cli import main
+from app.chassis.sqlite import open_database
+from app.chassis.storage import locked
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    commands = ("start", "serve", "migrate", "check", "settings", "status", "backup", "restore")
+    for command in commands:
+        assert f"    {command} " in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bakcup"],
+        ["serve", "--relaod"],
+        ["backup", "--keep", "0"],
+        ["restore"],
+        ["restore", "copy.db", "--latest"],
+        ["restore", "--at", "yesterday"],
+        ["restore", "--at", "2026-01-31T09:30:00"],
+        ["restore", "--at", "2999-01-31T09:30:00Z"],
+    ],
+)
+def test_a_mistyped_command_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 2
+    assert "usage: python -m app" in capsys.readouterr().err
+
+
+def test_migrate_then_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy.db"
+
+    assert main(["migrate"]) == 0
+    assert main(["backup", str(copy)]) == 0
+
+    assert capsys.readouterr().out.endswith(f"{copy}: {copy.stat().st_size} bytes\n")
+    connection = open_database(copy)
+    assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+    connection.close()
+
+
+def test_a_restore_waits_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy.db"
+    main(["migrate"])
+    main(["backup", str(copy)])
+    capsys.readouterr()
+
+    with locked(tmp_path / "app.db"):
+        assert main(["restore", str(copy)]) == 1
+    assert "is in use by another service" in capsys.readouterr().err
+
+    assert main(["restore", "--dry-run", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy} can be restored\n"
+    assert main(["restore", str(copy)]) == 0
+    assert "is now the database" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(answers.BACKUP == "litestream", reason="the newest copy is in the bucket")
+def test_the_newest_copy_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["migrate"])
+    assert main(["restore", "--latest"]) == 1
+    assert capsys.readouterr().err == "Restore: there is no copy.\n"
+
+    assert main(["backup", "--keep", "2"]) == 0
+    assert main(["restore", "--latest"]) == 0
+    assert "the newest copy is now the database" in capsys.readouterr().out
+    assert main(["restore", "--at", "2026-01-01T00:00:00Z"]) == 1
+    assert "no copy of 2026-01-01 00:00:00+00:00 or before" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_and_a_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+    monkeypatch.setenv("PORT", "hunter2")
+    assert main(["migrate"]) == 78
+    error = capsys.readouterr().err
+    assert "PORT: " in error
+    assert "hunter2" not in error

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jinja2
 import plumbum
 import pytest
 from pytest_copie.plugin import Copie
 
 from support import ASKED, ROOT, Answers, commit, git, tool
+from trackbed.render import compile_once
 
 # run in projects, by test_chassis.py
 collect_ignore = ["chassis"]
@@ -58,6 +60,8 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # A git hook that runs the tests sets these.
     unwanted = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
     with pytest.MonkeyPatch.context() as patch:
+        # hundreds of renders here have the same templates
+        patch.setattr(jinja2.Environment, "compile", compile_once)
         for name in unwanted:
             patch.delenv(name, raising=False)
         for name, value in variables.items():

@@ -12,6 +12,7 @@ from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from copier._template import filter_config, load_template_config
 
@@ -206,6 +207,17 @@ def pairwise(axes: Mapping[str, Iterable[Any]]) -> list[Answers]:
 
 
 COMBINATIONS = pairwise(AXES)
+
+
+def mostly_long(values: Sequence[Any], fast: int = 1) -> list[Any]:
+    """Return the values of a test's parameter, of which only the first few are in the fast suite."""
+    return [
+        *values[:fast],
+        *(
+            pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.long)
+            for value in values[fast:]
+        ),
+    ]
 
 
 def identify(answers: Mapping[str, object]) -> str:

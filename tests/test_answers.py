@@ -22,6 +22,7 @@ from support import (
     files,
     git,
     identify,
+    mostly_long,
     recorded,
 )
 
@@ -228,21 +229,24 @@ def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "question", "message"),
-    [
-        (["volume_path=data"], "volume_path", "Must start with /, such as /data"),
-        (["workers=two"], "workers", "Must be a number from 1 to 16"),
-        (["buider=nixpacks"], "buider", "There is no such question"),
-        (["features=oauth"], "features", "Must be a list, such as [oauth]"),
-        (["features=[auth]"], "features", "Choose from conversations, oauth"),
-        (["features=[oauth]", "oauth_providers=[]"], "oauth_providers", "Choose at least one"),
-        (["oauth_providers=[microsoft]"], "oauth_providers", "Only with oauth"),
-        (["ai_provider=anthropic"], "ai_provider", "Only with conversations"),
-        (
-            ["builder=nixpacks", "python_version=3.14"],
-            "python_version",
-            "Nixpacks has no Python 3.14",
-        ),
-    ],
+    mostly_long(
+        [
+            (["volume_path=data"], "volume_path", "Must start with /, such as /data"),
+            (["workers=two"], "workers", "Must be a number from 1 to 16"),
+            (["buider=nixpacks"], "buider", "There is no such question"),
+            (["features=oauth"], "features", "Must be a list, such as [oauth]"),
+            (["features=[auth]"], "features", "Choose from conversations, oauth"),
+            (["features=[oauth]", "oauth_providers=[]"], "oauth_providers", "Choose at least one"),
+            (["oauth_providers=[microsoft]"], "oauth_providers", "Only with oauth"),
+            (["ai_provider=anthropic"], "ai_provider", "Only with conversations"),
+            (
+                ["builder=nixpacks", "python_version=3.14"],
+                "python_version",
+                "Nixpacks has no Python 3.14",
+            ),
+        ],
+        fast=2,
+    ),
 )
 def test_command_refuses_data(
     given: list[str],
@@ -260,16 +264,19 @@ def test_command_refuses_data(
 
 @pytest.mark.parametrize(
     ("given", "question", "message"),
-    [
-        ({"project_name": "Billing\0API"}, "project_name", "Must be one line of plain text"),
-        ({"features": "oauth"}, "features", "Must be a list, such as [oauth]"),
-        ({"features": {"oauth": ["google"]}}, "features", "Must be a list, such as [oauth]"),
-        (
-            {"builder": "nixpacks", "python_version": 3.14},
-            "python_version",
-            "Nixpacks has no Python 3.14",
-        ),
-    ],
+    mostly_long(
+        [
+            ({"project_name": "Billing\0API"}, "project_name", "Must be one line of plain text"),
+            ({"features": "oauth"}, "features", "Must be a list, such as [oauth]"),
+            ({"features": {"oauth": ["google"]}}, "features", "Must be a list, such as [oauth]"),
+            (
+                {"builder": "nixpacks", "python_version": 3.14},
+                "python_version",
+                "Nixpacks has no Python 3.14",
+            ),
+        ],
+        fast=1,
+    ),
 )
 def test_command_refuses_data_file(
     given: dict[str, Any],
@@ -344,15 +351,18 @@ def test_update_refuses_nixpacks_with_python_3_14(
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [
-        ("backup", "s3", "Must be litestream, volume, railway or none"),
-        ("workers", 99, "Must be a number from 1 to 16"),
-        ("features", "oauth", "Must be a list, such as [oauth]"),
-        ("features", ["oauth", "auth"], "Choose from conversations, oauth"),
-        ("oauth_providers", [], "Choose at least one"),
-        ("oauth_providers", ["github"], "Choose from google, microsoft"),
-        ("ai_provider", "claude", "Must be echo or anthropic"),
-    ],
+    mostly_long(
+        [
+            ("backup", "s3", "Must be litestream, volume, railway or none"),
+            ("workers", 99, "Must be a number from 1 to 16"),
+            ("features", "oauth", "Must be a list, such as [oauth]"),
+            ("features", ["oauth", "auth"], "Choose from conversations, oauth"),
+            ("oauth_providers", [], "Choose at least one"),
+            ("oauth_providers", ["github"], "Choose from google, microsoft"),
+            ("ai_provider", "claude", "Must be echo or anthropic"),
+        ],
+        fast=2,
+    ),
 )
 @pytest.mark.parametrize(
     "command",
@@ -429,11 +439,14 @@ def sources(project: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "answers",
-    [
-        {"backup": "none", "workers": 3, "volume_path": "/mnt/vol-1"},
-        {"features": ["conversations"], "ai_provider": "anthropic"},
-        {"features": ["conversations", "oauth"], "oauth_providers": ["google", "microsoft"]},
-    ],
+    mostly_long(
+        [
+            {"backup": "none", "workers": 3, "volume_path": "/mnt/vol-1"},
+            {"features": ["conversations"], "ai_provider": "anthropic"},
+            {"features": ["conversations", "oauth"], "oauth_providers": ["google", "microsoft"]},
+        ],
+        fast=1,
+    ),
     ids=identify,
 )
 def test_another_projects_answers_serve_as_a_data_file(

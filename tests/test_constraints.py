@@ -134,6 +134,7 @@ def insert(database: Path, *rows: tuple[int, int, int]) -> None:
         connection.executemany("INSERT INTO bookings (room, day, code) VALUES (?, ?, ?)", rows)
 
 
+@pytest.mark.long
 def test_a_second_constraint_on_the_same_column_is_made(project: Project) -> None:
     project.write(BEFORE)
     project.migrate()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Answers, tool
+from support import Answers, mostly_long, tool
 from test_project import EVERYTHING
 
 Change = Callable[[Path], None]
@@ -117,9 +117,16 @@ def tell_the_cause(project: Path) -> None:
     replace(project / "app/main.py", "import FastAPI\n", "import FastAPI, Request, Response\n")
 
 
-FAST = (delete_example, require_settings)
-SLOW = (split_models, set_root_path, add_middleware, use_sqlmodel)
-CHANGES = [*FAST, *(pytest.param(change, marks=pytest.mark.long) for change in SLOW)]
+CHANGES = mostly_long(
+    [
+        require_settings,
+        delete_example,
+        split_models,
+        set_root_path,
+        add_middleware,
+        use_sqlmodel,
+    ]
+)
 BREACHES: dict[Change, str] = {
     forget_a_revision: "test_the_models_are_what_the_migrations_make",
     say_nothing_of_a_setting: "test_every_setting_has_a_description",
@@ -166,6 +173,7 @@ def test_it_fails_for_a_broken_promise(breach: Change, project: Path) -> None:
     assert re.search(rf"^FAILED \S+::{BREACHES[breach]}", done.stdout, re.MULTILINE), done.stdout
 
 
+@pytest.mark.long
 def test_warnings_that_the_owner_makes_errors_fail_none_of_it(project: Path) -> None:
     """The owner's tests keep their rule; `-m "not contract"` runs them alone."""
     add_to_application(project, '    warnings.warn("old", DeprecationWarning, stacklevel=1)\n')

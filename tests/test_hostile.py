@@ -17,6 +17,7 @@ from support import (
     lint,
     load_json,
     load_toml,
+    mostly_long,
     parse_everything,
     recorded,
 )
@@ -207,7 +208,9 @@ def paragraphs(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "description"), [*((text, text) for text in ACCEPTED), *WORDS], ids=ascii
+    ("name", "description"),
+    mostly_long([*WORDS, *((text, text) for text in ACCEPTED)], fast=len(WORDS) + 8),
+    ids=ascii,
 )
 def test_text_stays_text(name: str, description: str, snapshot: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
@@ -241,7 +244,9 @@ class Names(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ACCEPTED if re.search("[<>&\"'{]", name)], ids=ascii
+    "name",
+    mostly_long([name for name in ACCEPTED if re.search("[<>&\"'{]", name)], fast=4),
+    ids=ascii,
 )
 def test_name_stays_text_in_the_page(name: str, snapshot: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"

@@ -131,6 +131,7 @@ def test_a_service_that_left_the_workspace_needs_a_lock_of_its_own(workspace: Pa
         file.write_text(WORKSPACE, encoding="utf-8")
 
 
+@pytest.mark.long
 def test_a_committed_env_file_is_found(workspace: Path) -> None:
     (workspace / "services/billing/.env").write_text("SECRET_KEY=secret\n", encoding="utf-8")
     git(workspace, "add", "--force", "services/billing/.env")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from copier._main import Worker
 
-from support import COMBINATIONS, Answers, git, identify, recorded
+from support import COMBINATIONS, Answers, git, identify, mostly_long, recorded
 
 RunCopier = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -32,7 +32,7 @@ def commands(message: str) -> list[str]:
     return [line.strip() for line in message.splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("folder", ["service", "it's a service", "$HOME & co"])
+@pytest.mark.parametrize("folder", mostly_long(["it's a service", "service", "$HOME & co"]))
 def test_the_first_command_leads_into_the_project(
     run_copier: RunCopier, template: Path, tmp_path: Path, folder: str
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_directory_that_begins_with_a_dash_is_no_option(
     assert done.stdout == f"{(tmp_path / '-dash' / 'service').resolve()}\n"
 
 
-@pytest.mark.parametrize("answers", COMBINATIONS[:6], ids=identify)
+@pytest.mark.parametrize("answers", mostly_long(COMBINATIONS[:6]), ids=identify)
 def test_every_command_is_for_these_answers(
     run_copier: RunCopier, template: Path, tmp_path: Path, answers: Answers
 ) -> None:

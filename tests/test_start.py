@@ -11,6 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from service import DEADLINE, FORMS, Service, router_added
+from support import mostly_long
 
 SLOW_ROUTE = """
 import time
@@ -40,7 +41,7 @@ def project(installed: Callable[..., Path]) -> Iterator[Path]:
         yield project
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", mostly_long(list(FORMS)))
 def test_it_serves_and_ends_whatever_runs_it(project: Path, tmp_path: Path, form: str) -> None:
     with Service(project, tmp_path / "data", FORMS[form]).wait_until_healthy() as service:
         assert service.client.post("/notes", json={"text": form}).status_code == 201

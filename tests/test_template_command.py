@@ -25,6 +25,7 @@ from support import (
     load_json,
     load_toml,
     load_yaml,
+    mostly_long,
     recorded,
     tool,
 )
@@ -341,10 +342,7 @@ def test_the_workflow_has_what_it_needs_and_no_more(render: Callable[..., Path])
 
 @pytest.mark.parametrize(
     "answers",
-    [
-        *COMBINATIONS[:2],
-        *(pytest.param(some, marks=pytest.mark.long) for some in COMBINATIONS[2:6]),
-    ],
+    mostly_long(COMBINATIONS[:6], fast=2),
     ids=identify,
 )
 def test_zizmor_finds_nothing(answers: Answers, render: Callable[..., Path]) -> None:

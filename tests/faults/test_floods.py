@@ -161,6 +161,7 @@ SILENCES = {
 }
 
 
+@pytest.mark.long
 def test_headers_that_do_not_come(service: Service) -> None:
     def wait(first: bytes) -> tuple[list[int], float]:
         started = time.monotonic()

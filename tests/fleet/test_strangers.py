@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import Run
 
-from support import commit, git
+from support import commit, git, mostly_long
 
 ANSWERS = ".copier-answers.yml"
 DRIVER = """
@@ -365,10 +365,7 @@ def test_a_directory_of_a_monorepo_that_leads_out(
 
 @pytest.mark.parametrize(
     "link",
-    [
-        "app/chassis",
-        *(pytest.param(link, marks=pytest.mark.long) for link in ("app", "app/main.py", "notes")),
-    ],
+    mostly_long(["app/chassis", "app", "app/main.py", "notes"]),
 )
 def test_a_link_that_leads_out_is_not_written_through(
     link: str, make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path

@@ -210,7 +210,7 @@ COMBINATIONS = pairwise(AXES)
 
 
 def mostly_long(values: Sequence[Any], fast: int = 1) -> list[Any]:
-    """Return the values of a test's parameter, of which only the first few are in the fast suite."""
+    """Return the values of a test's parameter, the first few of them for the fast suite."""
     return [
         *values[:fast],
         *(

@@ -177,7 +177,7 @@ def refusal(template: Path, folder: Path, **answers: object) -> str:
 def copied_as_they_are(template: Path) -> list[str]:
     """Patterns of the files that can hold no answer, to save the time they take."""
     names = files(template / "template")
-    return [f"/{name}" for name in names if not name.endswith(".jinja") and "{%" not in name]
+    return [f"/{name}" for name in names if not name.endswith(".jinja")]
 
 
 def assert_intact(project: Path, name: str, description: str) -> None:

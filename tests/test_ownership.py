@@ -21,7 +21,7 @@ from ownership import (
     covers,
     owners,
 )
-from support import ROOT, SETTINGS, Answers, files, tool
+from support import QUESTIONS, ROOT, SETTINGS, Answers, files, tool
 from test_render import rendered_name
 
 Render = Callable[..., Path]
@@ -78,10 +78,11 @@ def test_every_entry_names_a_file(names: set[str]) -> None:
 
 def test_copier_leaves_the_users_files_alone(snapshot: Path) -> None:
     assert SETTINGS["skip_if_exists"] == USER
+    everything = {name: True for name, question in QUESTIONS.items() if "bool" in question["type"]}
     with Worker(src_path=str(snapshot)) as worker:
         excluded = {
             operation: worker._render_string(
-                "\n".join(SETTINGS["exclude"]), {"_copier_operation": operation}
+                "\n".join(SETTINGS["exclude"]), {**everything, "_copier_operation": operation}
             ).split()
             for operation in ("copy", "update")
         }

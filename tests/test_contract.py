@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Answers, mostly_long, tool
+from support import Answers, tool
 from test_project import EVERYTHING
 
 Change = Callable[[Path], None]
@@ -117,16 +117,14 @@ def tell_the_cause(project: Path) -> None:
     replace(project / "app/main.py", "import FastAPI\n", "import FastAPI, Request, Response\n")
 
 
-CHANGES = mostly_long(
-    [
-        require_settings,
-        delete_example,
-        split_models,
-        set_root_path,
-        add_middleware,
-        use_sqlmodel,
-    ]
-)
+CHANGES = [
+    require_settings,
+    delete_example,
+    split_models,
+    set_root_path,
+    add_middleware,
+    use_sqlmodel,
+]
 BREACHES: dict[Change, str] = {
     forget_a_revision: "test_the_models_are_what_the_migrations_make",
     say_nothing_of_a_setting: "test_every_setting_has_a_description",
@@ -151,6 +149,7 @@ def check(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8", timeout=300)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_it_passes_when_the_service_is_its_owners(change: Change, project: Path) -> None:
     (project / "tests/conftest.py").unlink()

@@ -257,11 +257,8 @@ def test_name_stays_text_in_the_page(name: str, snapshot: Path, tmp_path: Path) 
     assert Names(html).texts == {"title": name, "h1": name}
 
 
-@pytest.mark.parametrize(
-    ("name", "description"),
-    [UPDATED[0], *(pytest.param(*texts, marks=pytest.mark.long) for texts in UPDATED[1:])],
-    ids=ascii,
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "description"), UPDATED, ids=ascii)
 def test_text_survives_an_update(
     name: str, description: str, releases: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import commit, git, tool
+from support import commit, git, mostly_long, tool
 from test_messages import RunCopier, printed
 
 WORKSPACE = """\
@@ -26,7 +26,7 @@ members = ["services/*"]
 """
 
 
-@pytest.mark.parametrize("folder", ["services/billing", "it's [new]*/a service"])
+@pytest.mark.parametrize("folder", mostly_long(["it's [new]*/a service", "services/billing"]))
 @pytest.mark.parametrize(
     "worktree", [False, pytest.param(True, marks=pytest.mark.long)], ids=["clone", "worktree"]
 )

@@ -8,7 +8,7 @@ from typing import Any
 import copier
 import pytest
 
-from support import ASKED, ONLY_WITH, SEVERAL, TYPED, applies, commit, labels, recorded
+from support import ASKED, ONLY_WITH, SEVERAL, TYPED, applies, commit, labels, mostly_long, recorded
 from terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, SPACE, Terminal
 
 
@@ -192,7 +192,7 @@ def test_an_update_shows_the_answers_of_before(releases: Path, tmp_path: Path) -
     assert "oauth_providers" not in answers
 
 
-@pytest.mark.parametrize("name", ["project_name", "backup", "features"])
+@pytest.mark.parametrize("name", mostly_long(["backup", "project_name", "features"]))
 def test_interrupt_leaves_nothing(name: str, template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
         names = list(ASKED)

@@ -10,6 +10,11 @@ from app.chassis.settings import PROJECT_ROOT
 from app.chassis.testing import required_variables
 from app.settings import Settings
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: starts the whole service, or waits for seconds")
+
+
 NEEDS = {
     "conversations": "conversations" in answers.FEATURES,
     "conversations/test_anthropic.py": "anthropic_api_key" in Settings.model_fields,

@@ -95,6 +95,7 @@ def services(tmp_path: Path) -> Iterator[list[Service]]:
         service.close()
 
 
+@pytest.mark.long
 def test_it_serves_and_stops(services: list[Service], tmp_path: Path) -> None:
     services.append(service := Service(tmp_path, LOG_FORMAT="json").wait_until_healthy())
     assert service.stop() == 0
@@ -109,6 +110,7 @@ def test_it_serves_and_stops(services: list[Service], tmp_path: Path) -> None:
     assert again.process.wait(DEADLINE / 3) == 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not EXAMPLE.exists() or bool(features.signed_in()),
     reason="the example's routes are gone, or for people who have signed in",
@@ -129,6 +131,7 @@ def test_a_stop_ends_streams_and_keeps_what_was_written(
     assert [note["text"] for note in httpx.get(f"{again.url}/notes").json()] == ["kept"]
 
 
+@pytest.mark.long
 def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -> None:
     services.append(first := Service(tmp_path, "serve", "--reload").wait_until_healthy())
     services.append(impatient := Service(tmp_path, LOCK_TIMEOUT="0.2"))
@@ -164,6 +167,7 @@ def test_an_occupied_port_is_refused_in_one_line(
     assert not (tmp_path / "app.db").exists()
 
 
+@pytest.mark.long
 def test_a_clean_stop_logs_no_problem(services: list[Service], tmp_path: Path) -> None:
     services.append(service := Service(tmp_path, WORKERS="2", LOG_FORMAT="json"))
     service.wait_until_healthy()
@@ -174,6 +178,7 @@ def test_a_clean_stop_logs_no_problem(services: list[Service], tmp_path: Path) -
     assert not [entry for entry in entries if "rror" in entry["message"]]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 def test_no_worker_is_left_when_the_server_is_killed(
     services: list[Service], tmp_path: Path

@@ -92,6 +92,7 @@ def increment_often(path: Path) -> None:
     database.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_no_update_is_lost(database: Database, processes: int) -> None:
     context = multiprocessing.get_context("spawn")

@@ -165,6 +165,7 @@ def test_a_host_that_is_none_is_refused_everywhere(settings: Settings, host: str
     assert answer.status_code == 400
 
 
+@pytest.mark.long
 def test_no_cache_grows_with_what_clients_send(settings: Settings) -> None:
     app = make_app(settings, trusted_proxies=("100.64.0.0/10",))
     client = caller(app, EDGE)

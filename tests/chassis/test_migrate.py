@@ -81,6 +81,7 @@ def test_alembic_is_not_loaded_without_need(settings: Settings) -> None:
     )
 
 
+@pytest.mark.long
 def test_several_at_once_do_not_race(settings: Settings) -> None:
     started = [
         subprocess.Popen(
@@ -246,6 +247,7 @@ def test_creating_replaces_nothing(settings: Settings) -> None:
     assert revisions(settings.database_path) == migrate.head_revisions()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["upgrade head", "current", "check"])
 def test_alembic_makes_the_directory_of_a_fresh_clone(tmp_path: Path, command: str) -> None:
     database = tmp_path / "data" / "app.db"
@@ -256,6 +258,7 @@ def test_alembic_makes_the_directory_of_a_fresh_clone(tmp_path: Path, command: s
     assert database.exists()
 
 
+@pytest.mark.long
 def test_alembic_shows_a_refusal_as_one_line(tmp_path: Path) -> None:
     (tmp_path / "app.db").touch()
     empty = run_alembic("upgrade head", DATABASE_URL=f"sqlite:///{tmp_path}/app.db")

@@ -88,6 +88,7 @@ def test_a_window_leaves_room_for_others() -> None:
     assert sum(window.take(100.1) for _ in range(20)) == 4
 
 
+@pytest.mark.long
 def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them(
     pipe: Pipe,
 ) -> None:
@@ -107,6 +108,7 @@ def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them
     assert 1.0 <= float(str(tally["p50_ms"])) <= 1.05
 
 
+@pytest.mark.long
 def test_who_does_not_read_holds_nobody_up_and_is_told(pipe: Pipe) -> None:
     to = Output(pipe.writer, Shared(100_000), told)
     pipe.fill()
@@ -132,6 +134,7 @@ def put(to: Output, number: int) -> None:
     to.put_line(f"message {number:090}\n".encode(), important=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/full")
 def test_what_cannot_be_written_is_told_when_it_can_again(pipe: Pipe) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
@@ -174,6 +177,7 @@ def test_long_lines_of_several_processes_do_not_mix() -> None:
     assert {(len(line), len(set(line))) for line in lines} == {(50_000, 1)}
 
 
+@pytest.mark.long
 def test_what_is_printed_is_written_line_by_line(pipe: Pipe) -> None:
     to = Output(pipe.writer, Shared(LIMIT), told)
     stream = Printed(to, important=False)

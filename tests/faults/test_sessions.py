@@ -255,6 +255,7 @@ def test_so_it_does_under_load(service: Service, kind: str) -> None:
     assert service.client.get("/notes").status_code == 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", ["scalars", "a result in parts"])
 def test_no_connection_is_lost(service: Service, kind: str, use: str) -> None:
@@ -297,6 +298,7 @@ def test_a_background_task(service: Service, kind: str) -> None:
     assert "too late" not in httpx.get(f"{service.url}/notes?after=1490").text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_that_read_while_it_ends(service: Service, kind: str) -> None:
     with ThreadPoolExecutor(8) as pool:

@@ -42,6 +42,7 @@ def test_changed_and_missing_files(
     assert "1 service, 1 with drift, 0 with problems" in done.stdout
 
 
+@pytest.mark.long
 def test_a_branch_is_compared_where_it_is_asked_for(
     make_service: Callable[..., Path], small: Path, run_fleet: Run, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_go_and_what_copier_itself_does(
     assert len(changed) > 1
 
 
+@pytest.mark.long
 def test_the_working_tree_is_a_candidate(
     make_service: Callable[..., Path], candidate: Path, run_fleet: Run, fingerprint: Fingerprint
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from commands import Run
 
-from support import git
+from support import git, mostly_long
 
 Fingerprint = Callable[[Path], dict[str, str]]
 
@@ -71,16 +71,16 @@ def test_a_branch_with_what_copier_does(
 
 @pytest.mark.parametrize(
     ("name", "outcome", "problem"),
-    [
-        ("conflict", "failed", "conflicts in app/chassis/__init__.py"),
-        ("failing", "failed", "the tests failed with code 3: no luck"),
-        ("by default", "failed", "the tests failed with code 9: uv run pytest"),
-        pytest.param("no-program", "failed", "the tests cannot be run", marks=pytest.mark.long),
-        ("changed", "refused", "it has changes that are not committed"),
-        pytest.param(
-            "untracked", "refused", "it has changes that are not committed", marks=pytest.mark.long
-        ),
-    ],
+    mostly_long(
+        [
+            ("conflict", "failed", "conflicts in app/chassis/__init__.py"),
+            ("failing", "failed", "the tests failed with code 3: no luck"),
+            ("by default", "failed", "the tests failed with code 9: uv run pytest"),
+            ("no-program", "failed", "the tests cannot be run"),
+            ("changed", "refused", "it has changes that are not committed"),
+            ("untracked", "refused", "it has changes that are not committed"),
+        ]
+    ),
 )
 def test_a_failure_leaves_nothing(
     name: str,

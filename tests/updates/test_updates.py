@@ -98,10 +98,6 @@ def update_alone(
     lint(project)
 
 
-def test_an_update_alone(make: Make, fresh: Fresh, run_copier: RunCopier) -> None:
-    update_alone(OLDEST, PRODUCTION, make, fresh, run_copier)
-
-
 @pytest.mark.long
 @EACH_RELEASE
 def test_an_update_alone_from_every_release(

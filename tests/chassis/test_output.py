@@ -76,14 +76,14 @@ def tallies(lines: list[str]) -> list[dict[str, object]]:
 
 
 def test_no_second_has_more_lines_than_the_window() -> None:
-    window = Window(memoryview(bytearray(8 * 11)).cast("d"))
+    window = Shared(10).usual
     taken = [now for now in (100 + step / 100 for step in range(300)) if window.take(now)]
     assert len(taken) == 30
     assert all(later - earlier >= 1 for earlier, later in zip(taken, taken[10:], strict=False))
 
 
 def test_a_window_leaves_room_for_others() -> None:
-    window = Window(memoryview(bytearray(8 * 11)).cast("d"))
+    window = Shared(10).usual
     assert sum(window.take(100.0, leave=4) for _ in range(20)) == 6
     assert sum(window.take(100.1) for _ in range(20)) == 4
 
@@ -166,6 +166,28 @@ for letter in b"abcd":
 for _ in range(4):
     os.wait()
 """
+
+
+TAKERS = """
+import os, time
+from app.chassis.output import Shared
+
+shared = Shared(40_000)
+os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
+children = 4
+for _ in range(children):
+    if not os.fork():
+        missed = sum(not shared.usual.take(time.monotonic()) for _ in range(5000))
+        os._exit(missed > 0)
+print(sum(os.wait()[1] != 0 for _ in range(children)))
+"""
+
+
+def test_a_window_with_room_refuses_no_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKERS], stdout=subprocess.PIPE, check=True, timeout=60
+    )
+    assert done.stdout.decode().strip() == "0"
 
 
 def test_long_lines_of_several_processes_do_not_mix() -> None:

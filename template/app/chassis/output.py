@@ -47,6 +47,9 @@ LINGER: Final = 0.05
 EXIT_TIMEOUT: Final = 1.0
 """Seconds after which a process ends that can write none of its last lines."""
 
+TRIES: Final = 50
+"""Times to ask for the lock on a window, a tenth of a millisecond apart."""
+
 TELL_EVERY: Final = 1.0
 """Seconds between two lines that tell what was counted."""
 
@@ -67,20 +70,45 @@ class Window:
 
     Args:
         cells: The times, and how many there have been; what has never been written to is 0.
+        file: A file of all the processes, for their lock.
+        place: The byte of the file that stands for this window.
     """
 
-    def __init__(self, cells: "memoryview[float]") -> None:
+    def __init__(self, cells: "memoryview[float]", file: int, place: int) -> None:
         self.cells = cells
         self.lines = len(cells) - 1
+        self.file, self.place = file, place
+        self.lock = threading.Lock()
 
     def take(self, now: float, *, leave: int = 0) -> bool:
-        """Note one more line, if there would be room for so many others beside it.
-
-        Processes share the cells without a lock. At worst two take the same cell at the same
-        instant, which is one line too many.
-        """
+        """Note one more line, if there would be room for so many others beside it."""
         if self.lines <= leave:
             return False
+        with self.lock:
+            held = self.hold()
+            try:
+                return self.take_alone(now, leave)
+            finally:
+                if held:
+                    fcntl.lockf(self.file, fcntl.LOCK_UN, 1, self.place)
+
+    def hold(self) -> bool:
+        """Keep the other processes from the cells; return whether that was possible.
+
+        A process that stops in the middle is waited for only shortly: one line too many is better
+        than none. A lock that is waited for by the kernel would be taken for a deadlock when
+        another thread waits for the lock on writing.
+        """
+        for _ in range(TRIES):
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.place)
+            except (BlockingIOError, PermissionError):
+                time.sleep(0.0001)
+            else:
+                return True
+        return False
+
+    def take_alone(self, now: float, leave: int) -> bool:
         cells, taken = self.cells, int(self.cells[self.lines])
         if now - cells[(taken + leave) % self.lines] < 1:
             return False
@@ -108,7 +136,8 @@ class Shared:
         cells = memory[:times].cast("d")
         ends = list(accumulate(sizes))
         parts = [cells[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        self.usual, self.important, self.written = map(Window, parts[:3])
+        self.windows = [Window(part, self.file, 1 + index) for index, part in enumerate(parts[:3])]
+        self.usual, self.important, self.written = self.windows
         self.told_at = parts[3][:1]
         self.last_slot = parts[3][1:]
         counts = memory[times:].cast("Q")
@@ -121,6 +150,8 @@ class Shared:
         self.forks += 1
 
     def forked(self) -> None:
+        for window in self.windows:
+            window.lock = threading.Lock()  # the first process may have held it
         self.slot = 1 + self.forks % (SLOTS - 1)
         self.last_slot[0] = max(self.last_slot[0], self.slot)
 
@@ -142,11 +173,11 @@ class Shared:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the other processes from writing; the kernel lets go for one that is killed."""
-        fcntl.lockf(self.file, fcntl.LOCK_EX)
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1)
         try:
             yield
         finally:
-            fcntl.lockf(self.file, fcntl.LOCK_UN)
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1)
 
 
 def temporary_file() -> int:

@@ -23,7 +23,6 @@ from app.chassis.output import (
     Printed,
     Shared,
     Tally,
-    Window,
     bucket,
     percentile,
 )

@@ -118,11 +118,20 @@ def require_stack(server: Server) -> None:
         missing.append("allowed hosts")
     if server.get("/trivial", {**EDGE, "Content-Length": "9999999"}).status != 413:
         missing.append("body limit")
-    log = server.log.read_text(encoding="utf-8")
-    if f'"request_id": "{EDGE["X-Railway-Request-Id"]}"' not in log or EDGE["X-Real-IP"] not in log:
+    if not logged(server, f'"request_id": "{EDGE["X-Railway-Request-Id"]}"', EDGE["X-Real-IP"]):
         missing.append("JSON log with the client")
     if missing:
         raise RuntimeError(f"Not active in the rendered project: {', '.join(missing)}")
+
+
+def logged(server: Server, *texts: str) -> bool:
+    """Whether a server's log has these texts; its lines come shortly after the answers."""
+    for _ in range(50):
+        log = server.log.read_text(encoding="utf-8")
+        if all(text in log for text in texts):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def health(effort: Effort) -> Result:

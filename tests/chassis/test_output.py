@@ -107,6 +107,16 @@ def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them
     assert 1.0 <= float(str(tally["p50_ms"])) <= 1.05
 
 
+def test_long_lines_of_both_streams_are_not_mixed(pipe: Pipe) -> None:
+    shared = Shared(1000)
+    long = {letter: letter.encode() * 300_000 for letter in "ab"}
+    streams = {letter: Output(pipe.writer, shared) for letter in long}
+    for letter, to in streams.items():
+        to.put_line(long[letter] + b"\n", important=True)
+    time.sleep(0.2)  # both wait for room in the pipe, or for each other
+    assert sorted(pipe.read()) == [line.decode() for line in long.values()]
+
+
 @pytest.mark.long
 def test_who_does_not_read_holds_nobody_up_and_is_told(pipe: Pipe) -> None:
     to = Output(pipe.writer, Shared(100_000), told)

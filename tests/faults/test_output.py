@@ -186,7 +186,7 @@ def test_a_log_that_nobody_reads(
         awaited = {"app.chassis.logs", "A warning among requests"}
         deadline = time.monotonic() + DEADLINE
         while not awaited <= {e[key] for e in pipe.entries() for key in ("logger", "message")}:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, pipe.lines[-5:]
             service.client.get("/talk/warn")
             time.sleep(0.1)
         require_a_stop(service)

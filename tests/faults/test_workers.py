@@ -411,8 +411,8 @@ def test_ctrl_c_ends_it(project: Path, tmp_path: Path, form: str) -> None:
         output = child.read()
         child.wait()
         assert child.exitstatus == 0, output
-        assert "Application shutdown complete" in output
         assert "Traceback" not in output
+        assert "Application shutdown complete" in output, output
         require_free(project, data)
 
 

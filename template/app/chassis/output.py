@@ -47,6 +47,9 @@ LINGER: Final = 0.05
 EXIT_TIMEOUT: Final = 1.0
 """Seconds after which a process ends that can write none of its last lines."""
 
+SPAN: Final = 1.05
+"""Seconds in which a window has so many lines; a line is read up to 50 ms after it was noted."""
+
 TRIES: Final = 50
 """Times to ask for the lock on a window, a tenth of a millisecond apart."""
 
@@ -110,7 +113,7 @@ class Window:
 
     def take_alone(self, now: float, leave: int) -> bool:
         cells, taken = self.cells, int(self.cells[self.lines])
-        if now - cells[(taken + leave) % self.lines] < 1:
+        if now - cells[(taken + leave) % self.lines] < SPAN:
             return False
         cells[taken % self.lines] = now
         cells[self.lines] = taken + 1
@@ -142,6 +145,7 @@ class Shared:
         self.last_slot = parts[3][1:]
         counts = memory[times:].cast("Q")
         self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
+        self.writing = threading.Lock()
         self.slot = 0
         self.forks = 0
 
@@ -150,8 +154,9 @@ class Shared:
         self.forks += 1
 
     def forked(self) -> None:
+        self.writing = threading.Lock()  # the first process may have held it, and these
         for window in self.windows:
-            window.lock = threading.Lock()  # the first process may have held it
+            window.lock = threading.Lock()
         self.slot = 1 + self.forks % (SLOTS - 1)
         self.last_slot[0] = max(self.last_slot[0], self.slot)
 
@@ -172,12 +177,17 @@ class Shared:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep the other processes from writing; the kernel lets go for one that is killed."""
-        fcntl.lockf(self.file, fcntl.LOCK_EX, 1)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.file, fcntl.LOCK_UN, 1)
+        """Keep everybody else from writing, because a long line is written in several parts.
+
+        The lock on the file belongs to the whole process, so its threads need another one. The
+        kernel lets go of the first for a process that is killed.
+        """
+        with self.writing:
+            fcntl.lockf(self.file, fcntl.LOCK_EX, 1)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self.file, fcntl.LOCK_UN, 1)
 
 
 def temporary_file() -> int:
@@ -314,24 +324,26 @@ class Output:
 
     def write_all(self) -> None:
         while self.lines:
-            piece = [self.lines.popleft()]
-            size = len(piece[0])
-            while self.lines and size + len(self.lines[0]) <= PIECE:
-                piece.append(self.lines.popleft())
-                size += len(piece[-1])
-            self.pace(len(piece))
             with self.shared.alone():
-                written = self.write(b"".join(piece))
-            with self.lock:
-                self.size -= size
-            if not written:
-                self.count(*[LOST] * len(piece))
-
-    def pace(self, lines: int) -> None:
-        """Take the time that so many lines need; they may have waited for long, and all at once."""
-        for _ in range(lines):
-            while not self.shared.written.take(time.monotonic()) and not self.ending:
+                lines = self.next_lines()
+                written = self.write(b"".join(lines))
+            if not lines:
                 time.sleep(LINGER / 5)
+            with self.lock:
+                self.size -= sum(map(len, lines))
+            if not written:
+                self.count(*[LOST] * len(lines))
+
+    def next_lines(self) -> list[bytes]:
+        """Take the lines of one piece for which this second has room; at the end it needs none."""
+        lines: list[bytes] = []
+        size = 0
+        while self.lines and (not lines or size + len(self.lines[0]) <= PIECE):
+            if not self.ending and not self.shared.written.take(time.monotonic()):
+                break
+            lines.append(self.lines.popleft())
+            size += len(lines[-1])
+        return lines
 
     def tell_counts(self, tell: Callable[[Tally], str]) -> None:
         """Write what all processes have counted, in one line a second.

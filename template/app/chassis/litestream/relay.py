@@ -22,6 +22,8 @@ LINES: Final = 1000
 EXIT_TIMEOUT: Final = 2.0
 """Seconds for the last of them."""
 
+DROPPED: Final = b"%d lines of Litestream's were dropped\n"
+
 
 def main(command: list[str]) -> None:
     """Become the command."""
@@ -55,13 +57,15 @@ def copy(reader: int) -> None:
     with os.fdopen(reader, "rb") as file:
         for line in file:
             if dropped and not lines.full():
-                lines.put_nowait(b"%d lines of Litestream's were dropped\n" % dropped)
+                lines.put_nowait(DROPPED % dropped)
                 dropped = 0
             try:
                 lines.put_nowait(line)
             except queue.Full:
                 dropped += 1
     try:
+        if dropped:
+            lines.put(DROPPED % dropped, timeout=EXIT_TIMEOUT)
         lines.put(b"", timeout=EXIT_TIMEOUT)
     except queue.Full:
         return

@@ -17,6 +17,9 @@ from test_project import COVERING, EVERYTHING, run
 
 HOME = ROOT / "tests" / "chassis"
 LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING]
+WHOLE = [EVERYTHING, {"features": ["conversations"]}]
+"""Where the longer ones run too: between them, both ways of making copies and every feature."""
+assert all(answers in COVERING for answers in WHOLE)
 EACH = pytest.mark.parametrize(
     "answers", [{}, *LONG], ids=lambda answers: identify(answers) or "defaults"
 )
@@ -54,8 +57,7 @@ def test_the_chassis_does_what_its_tests_say(
     installed: Callable[..., Path], answers: Answers, tmp_path: Path
 ) -> None:
     project = installed(**answers)
-    # the longer ones run for the covering set
-    which = [] if answers else ["-m", "not long"]
+    which = [] if answers in WHOLE else ["-m", "not long"]
     with laid(project):
         said = run(
             project, "pytest", "--quiet", f"--basetemp={tmp_path}/tests", "tests/chassis", *which

@@ -29,7 +29,7 @@ from history import (
     update,
 )
 from ownership import SHARED, is_theirs
-from support import ROOT, Answers, git, lint, tool
+from support import ROOT, Answers, git, lint, mostly_long, tool
 from test_render import rendered_name
 
 PRODUCTION: Answers = {"backup": "litestream", "builder": "dockerfile", "ci": "github"}
@@ -46,7 +46,9 @@ def identify_set(value: object) -> str:
 
 # each release with the sets in turn, so that all sets meet several releases
 IN_TURN = [(release, SETS[turn % len(SETS)]) for turn, release in enumerate(VERSIONS)]
-EACH_RELEASE = pytest.mark.parametrize(("release", "answers"), IN_TURN, ids=identify_set)
+EACH_RELEASE = pytest.mark.parametrize(
+    ("release", "answers"), mostly_long(IN_TURN), ids=identify_set
+)
 AT_THE_ENDS = [(release, answers) for release in (OLDEST, VERSIONS[-1]) for answers in SETS]
 COVERING = pytest.mark.parametrize(
     ("release", "answers"),
@@ -98,7 +100,6 @@ def update_alone(
     lint(project)
 
 
-@pytest.mark.long
 @EACH_RELEASE
 def test_an_update_alone_from_every_release(
     release: str, answers: Answers, make: Make, fresh: Fresh, run_copier: RunCopier

@@ -187,7 +187,7 @@ class OpenStreams:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """Hear SIGTERM and SIGINT before the server's own handlers do."""
+        """End the streams on SIGTERM and SIGINT, which the server hears too."""
         self.stopping = False
         if threading.current_thread() is not threading.main_thread():
             yield  # a test client: there is no server, and no signal arrives here
@@ -196,10 +196,15 @@ class OpenStreams:
         servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def handle(number: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self.stop)
+            # The server first. Ctrl-C reaches every process of a terminal, and the first of them
+            # then sends SIGTERM: a server that hears of that before ends at once, like on a
+            # second Ctrl-C, without the service's own end.
             handler = servers[signal.Signals(number)]
-            if callable(handler):
-                handler(number, frame)
+            try:
+                if callable(handler):
+                    handler(number, frame)
+            finally:
+                loop.call_soon_threadsafe(self.stop)
 
         for number, handler in servers.items():
             if callable(handler):

@@ -89,6 +89,7 @@ def test_every_test_of_the_chassis_fits_some_answers(installed: Callable[..., Pa
     assert found == {f"tests/chassis/{path}" for path in tests}
 
 
+@pytest.mark.long
 def test_a_projects_own_checks_leave_the_templates_files_out(
     installed: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -209,7 +209,7 @@ def paragraphs(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "description"),
-    mostly_long([*WORDS, *((text, text) for text in ACCEPTED)], fast=len(WORDS) + 8),
+    mostly_long([*WORDS, *((text, text) for text in ACCEPTED)], fast=len(WORDS) + 2),
     ids=ascii,
 )
 def test_text_stays_text(name: str, description: str, snapshot: Path, tmp_path: Path) -> None:

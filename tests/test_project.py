@@ -54,6 +54,7 @@ def test_its_own_checks_pass(
     (project / ".env").unlink()
 
 
+@pytest.mark.long
 def test_a_migration_can_be_written_and_needs_no_correction(
     installed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

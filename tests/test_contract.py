@@ -61,8 +61,8 @@ def require_settings(project: Path) -> None:
     settings = project / "app/settings.py"
     replace(
         settings,
-        "from app.chassis.replication",
-        "from pydantic import Field, SecretStr, field_validator\n\nfrom app.chassis.replication",
+        "from app.chassis import",
+        "from pydantic import Field, SecretStr, field_validator\n\nfrom app.chassis import",
     )
     append(settings, SETTINGS)
     append(project / ".env.example", VARIABLES)
@@ -107,7 +107,7 @@ def keep_the_platform_out(project: Path) -> None:
 
 def stop_at_the_first_problem(project: Path) -> None:
     settings = project / "app/settings.py"
-    old = "from app.chassis.replication"
+    old = "from app.chassis import"
     replace(settings, old, f"from pydantic import model_validator\n\n{old}")
     append(settings, HASTY)
 

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from app.api import notes
-from app.chassis.application import create_application
+from app.chassis import create_application
 from app.settings import Settings
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from app.chassis.times import now
+from app.chassis import now
 
 
 class Base(DeclarativeBase):

@@ -1,6 +1,6 @@
 """The service's own settings: add a field here and a line to .env.example and README.md."""
 
-from app.chassis.replication import ChassisSettings
+from app.chassis import ChassisSettings
 
 
 class Settings(ChassisSettings):

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.api.notes import new_notes
-from app.chassis.features import signed_in
+from app.chassis import signed_in
 
 
 @pytest.fixture

@@ -1,19 +1,19 @@
 """A DatabaseRoute answers as the same route of FastAPI's own would, from the database's thread."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.chassis.database import Database, Reader, Writer
-from app.chassis.routing import DatabaseRoute
+from app.chassis.database import Database, Reader, Writer, get_reader, get_writer
+from app.chassis.routing import DatabaseRoute, Router
 from app.main import create_app
 from app.settings import Settings
 
@@ -199,3 +199,40 @@ def test_all_of_it_is_in_the_databases_thread(settings_with_counter: Settings) -
         threads.clear()
         assert client.post("/chassis/write").json() == {"value": 1}
         assert set(threads) == {"database-writer"}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_tests_can_override_the_session(
+    settings_with_counter: Settings, kind: type[APIRoute]
+) -> None:
+    router = APIRouter(prefix="/chassis", route_class=kind)
+    ended: list[str] = []
+
+    @router.get("/read")
+    def read(session: Reader) -> str:
+        return str(session)
+
+    @router.post("/write")
+    def write(session: Writer) -> str:
+        ended.append(f"route with {session}")
+        return str(session)
+
+    def writer(needed: Annotated[str, Query()]) -> Iterator[str]:
+        yield needed
+        ended.append("session")
+
+    app = create_app(settings_with_counter)
+    app.include_router(router)
+    app.dependency_overrides |= {get_reader: lambda: "no database", get_writer: writer}
+    with TestClient(app) as client:
+        assert client.get("/chassis/read").json() == "no database"
+        assert client.post("/chassis/write").status_code == 422
+        assert not ended
+        assert client.post("/chassis/write?needed=given").json() == "given"
+        assert ended == ["route with given", "session"]
+
+
+def test_a_router_has_routes_in_the_databases_thread() -> None:
+    router = Router(prefix="/chassis")
+    router.get("/read")(lambda: None)
+    assert isinstance(router.routes[0], DatabaseRoute)

@@ -109,9 +109,8 @@ def health_check_added(project: Path) -> None:
     main = project / "app/main.py"
     replace(
         main,
-        "from app.chassis.application import create_application\n",
-        "from app.chassis.application import create_application\n"
-        "from app.chassis.health import Unhealthy\n",
+        "import create_application\n",
+        "import create_application\nfrom app.chassis.health import Unhealthy\n",
     )
     replace(
         main,

@@ -6,21 +6,27 @@ from typing import Annotated
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
-from app.chassis.database import Database, Reader, Writer
-from app.chassis.features import signed_in
-from app.chassis.routing import DatabaseRoute
-from app.chassis.streaming import Events, EventStream, LastEventId, ServerSentEvent
-from app.chassis.times import UtcTime
+from app.chassis import (
+    Database,
+    Events,
+    EventStream,
+    LastEventId,
+    Reader,
+    Router,
+    ServerSentEvent,
+    UtcTime,
+    Writer,
+    signed_in,
+)
 from app.models import Note
 
-router = APIRouter(
+router = Router(
     prefix="/notes",
     tags=["notes"],
-    route_class=DatabaseRoute,
     # with sign-in for whoever has signed in, without it for everybody
     dependencies=signed_in(),
 )

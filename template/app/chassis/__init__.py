@@ -1,7 +1,83 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The service's chassis: start-up, settings, database, health, HTTP, streaming.
+"""The chassis of this service. Its public names are imported from here.
 
-Every file in this directory belongs to the template and is replaced by
-`copier update`. Extend the service in app/main.py, app/settings.py, app/api/
-and app/models.py instead.
+    from app.chassis import Reader, Router, Writer, create_application
+
+Every file in this directory is replaced by `copier update`. To use the chassis, read database.py,
+routing.py and streaming.py. A name is loaded when it is first asked for, because a command needs
+few of them.
+
+A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit), the middleware
+of the service, and routing.py, which runs it in threads.py on a session of database.py.
+A setting is declared in settings.py or by a feature, checked before anything starts, and listed
+by `python -m app settings`.
+A start goes through boot.py: settings, volume, lock, restore, migrations, server.
+A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
+the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
+
+    answers, features, replication    the template's answers, and what they add
+    settings, variables, errors       settings, and how a refusal is told
+    cli, check, checks, template      the commands of `python -m app`
+    boot, storage, migrate, server    the start, in this order
+    gunicorn, worker, shared, garbage the processes that serve
+    application, http, bounds, logs   what surrounds a request
+    output, progress                  lines of the log, and of a command
+    openapi, patience                 the document of the routes, and waiting for a client
+    routing, database, sessions       routes in the database
+    threads, coalesce, sqlite         below them
+    schema, integrity                 tables, and references between them
+    streaming, times                  server-sent events, and moments in UTC
+    health, monitor, verdict, status  whether all is well
+    backup, rotation, litestream      copies of the database; files
+    conversations, oauth, page        features, with proxies; each is there if it was chosen
+    testing                           what tests of the service need
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from app.chassis.application import create_application as create_application
+    from app.chassis.database import Database as Database
+    from app.chassis.database import DatabaseBusyError as DatabaseBusyError
+    from app.chassis.database import Reader as Reader
+    from app.chassis.database import Writer as Writer
+    from app.chassis.database import get_database as get_database
+    from app.chassis.features import signed_in as signed_in
+    from app.chassis.replication import ChassisSettings as ChassisSettings
+    from app.chassis.routing import Router as Router
+    from app.chassis.settings import PROJECT_ROOT as PROJECT_ROOT
+    from app.chassis.streaming import Events as Events
+    from app.chassis.streaming import EventStream as EventStream
+    from app.chassis.streaming import LastEventId as LastEventId
+    from app.chassis.streaming import ServerSentEvent as ServerSentEvent
+    from app.chassis.times import UtcTime as UtcTime
+    from app.chassis.times import now as now
+    from app.chassis.verdict import Degraded as Degraded
+    from app.chassis.verdict import HealthCheck as HealthCheck
+    from app.chassis.verdict import Unhealthy as Unhealthy
+
+MODULES: Final = {
+    "application": ("create_application",),
+    "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
+    "features": ("signed_in",),
+    "replication": ("ChassisSettings",),
+    "routing": ("Router",),
+    "settings": ("PROJECT_ROOT",),
+    "streaming": ("EventStream", "Events", "LastEventId", "ServerSentEvent"),
+    "times": ("UtcTime", "now"),
+    "verdict": ("Degraded", "HealthCheck", "Unhealthy"),
+}
+"""The public names, by the module that has them."""
+
+PLACES: Final = {name: module for module, names in MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the chassis
+
+    def __getattr__(name: str) -> Any:
+        if name not in PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *PLACES])

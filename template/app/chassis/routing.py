@@ -7,11 +7,14 @@ FastAPI by itself changes threads for the function, again for its answer, and fo
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any, Final, get_args
 
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import get_typed_signature
-from fastapi.exceptions import ResponseValidationError
+from fastapi.dependencies.utils import get_typed_signature, solve_dependencies
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
@@ -29,9 +32,8 @@ RUNS: Final[dict[Any, Callable[..., Any]]] = {
 class DatabaseRoute(APIRoute):
     """A `def` route that is called where its `Reader` or `Writer` is: in the database's thread.
 
-    For `APIRouter(route_class=DatabaseRoute)`. What is no `def` route, or has a dependency that
-    asks for the same session, stays as FastAPI has it. The session is made for the route, and so
-    is none that `dependency_overrides` replaces.
+    Other functions than `def`, and routes with a dependency that asks for the same session, stay
+    as FastAPI has them. A session of `dependency_overrides` is used in FastAPI's own threads.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -47,8 +49,15 @@ class DatabaseRoute(APIRoute):
         (session,) = sessions
         if session in self.dependant.dependencies and session.name:
             model = self.response_model
-            in_thread = called_in_thread(endpoint, session.name, RUNS[session.call], model)
+            in_thread = called_in_thread(endpoint, session, session.name, model)
             super().__init__(path, in_thread, **options | {"response_model": model})
+
+
+class Router(APIRouter):
+    """An `APIRouter` whose routes work in the database's thread; see DatabaseRoute."""
+
+    def __init__(self, *, route_class: type[APIRoute] = DatabaseRoute, **options: Any) -> None:
+        super().__init__(route_class=route_class, **options)
 
 
 def below(dependant: Dependant) -> Iterator[Dependant]:
@@ -65,16 +74,17 @@ def has_model(kind: Any) -> bool:
 
 
 def called_in_thread(
-    endpoint: Callable[..., Any], name: str, run: Callable[..., Any], model: Any
+    endpoint: Callable[..., Any], dependency: Dependant, name: str, model: Any
 ) -> Callable[..., Any]:
-    """The same function as a coroutine that has the request in place of the session.
+    """Return the function as a coroutine that takes the request instead of the session.
 
     Args:
         endpoint: The route's function.
-        name: Its parameter that is the session.
-        run: What calls a function with a session in a thread.
-        model: What the answer has to be, if that is known.
+        dependency: Its dependency that is the session.
+        name: The parameter that takes it.
+        model: The model of the answer, if there is one.
     """
+    run = RUNS[dependency.call]
     adapter = TypeAdapter(model) if model else None
     with_model = has_model(model)
 
@@ -94,7 +104,10 @@ def called_in_thread(
             # FastAPI does it again, which changes no model, but perhaps what is none
             return valid if with_model else answer
 
-        return await run(connection.app.state.database, call)
+        app = connection.app
+        if dependency.call in getattr(app, "dependency_overrides", ()):
+            return await run_in_threadpool(call, await overriding(connection, dependency, name))
+        return await run(app.state.database, call)
 
     # FastAPI's own reading: names of the answer may be known to the type checker alone
     signature = get_typed_signature(endpoint)
@@ -104,3 +117,22 @@ def called_in_thread(
     ]
     in_thread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return in_thread
+
+
+async def overriding(connection: HTTPConnection, dependency: Dependant, name: str) -> Any:
+    """Return what the application's `dependency_overrides` have for a dependency.
+
+    Raises:
+        RequestValidationError: It needs something of the request that is missing or wrong.
+    """
+    async with AsyncExitStack() as stack:
+        solved = await solve_dependencies(
+            request=connection,  # type: ignore[arg-type]
+            dependant=Dependant(dependencies=[dependency]),
+            dependency_overrides_provider=connection.app,
+            async_exit_stack=stack,
+            embed_body_fields=False,
+        )
+    if solved.errors:
+        raise RequestValidationError(solved.errors)
+    return solved.values[name]

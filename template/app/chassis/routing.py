@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Routes that work in the database, in one thread from BEGIN to COMMIT.
+"""Routes that use the database, in one thread from BEGIN to COMMIT.
 
-FastAPI by itself changes threads for the function, again for its answer, and for the commit.
+FastAPI alone changes threads for the function, again for its answer, and again for the commit.
 """
 
 import functools
@@ -27,11 +27,11 @@ RUNS: Final[dict[Any, Callable[..., Any]]] = {
 
 
 class DatabaseRoute(APIRoute):
-    """A `def` route that is called where its `Reader` or `Writer` is: in the database's thread.
+    """Route that calls its `def` function in the thread of its `Reader` or `Writer`.
 
-    For `APIRouter(route_class=DatabaseRoute)`. What is no `def` route, or has a dependency that
-    asks for the same session, stays as FastAPI has it. The session is made for the route, and so
-    is none that `dependency_overrides` replaces.
+    It is for `APIRouter(route_class=DatabaseRoute)`. A function that is no `def`, or has a
+    dependency that asks for the same session, stays as FastAPI has it. The session is made for the
+    route, so `dependency_overrides` does not replace it.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -58,7 +58,7 @@ def below(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def has_model(kind: Any) -> bool:
-    """Whether a type is a Pydantic model or made of them."""
+    """Return whether a type is a Pydantic model or made of such models."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return True
     return any(has_model(part) for part in get_args(kind))
@@ -67,13 +67,13 @@ def has_model(kind: Any) -> bool:
 def called_in_thread(
     endpoint: Callable[..., Any], name: str, run: Callable[..., Any], model: Any
 ) -> Callable[..., Any]:
-    """The same function as a coroutine that has the request in place of the session.
+    """Return the function as a coroutine that takes the request in place of the session.
 
     Args:
         endpoint: The route's function.
-        name: Its parameter that is the session.
-        run: What calls a function with a session in a thread.
-        model: What the answer has to be, if that is known.
+        name: Name of its parameter for the session.
+        run: Function that calls another one with a session in a thread.
+        model: Type of the answer, if it is known.
     """
     adapter = TypeAdapter(model) if model else None
     with_model = has_model(model)
@@ -86,17 +86,17 @@ def called_in_thread(
             answer = endpoint(**values, **{name: session})
             if adapter is None or isinstance(answer, Response):
                 return answer
-            # here, because reading an attribute may ask the database
+            # The check runs in this thread, because reading an attribute may query the database
             try:
                 valid = adapter.validate_python(answer, from_attributes=True)
             except ValidationError as error:
                 raise ResponseValidationError(error.errors(), body=answer) from error
-            # FastAPI does it again, which changes no model, but perhaps what is none
+            # FastAPI validates again, which changes no model, but perhaps another value
             return valid if with_model else answer
 
         return await run(connection.app.state.database, call)
 
-    # FastAPI's own reading: names of the answer may be known to the type checker alone
+    # FastAPI reads the signature, because only the type checker may know the answer's names
     signature = get_typed_signature(endpoint)
     parameters = [
         parameter.replace(annotation=HTTPConnection) if parameter.name == name else parameter

@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Damage to a database, and rows that break the rules of its own tables.
+"""Checks for damage to a database, and for rows that break the rules of its own tables.
 
-Such rows are no damage. SQLite enforces foreign keys only where it is asked to, and the other rules
-can be turned off, so a program that wrote before this service did may have left some. They are
-named, and stop no copy, no restore and no start.
+Rows that break a rule are not damage. SQLite enforces foreign keys only on request, and the other
+rules can be turned off. So a program that wrote before this service did may have left such rows.
+They are reported, but they stop no copy, no restore and no start.
 """
 
 import re
@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 from app.chassis.sqlite import sqlite3
 
 OF_A_ROW: Final = re.compile(r"\S+ value in |CHECK constraint failed in ")
-"""How the lines about rows begin (sqlite.org/pragma.html#pragma_integrity_check)."""
+"""Beginning of a line about rows (sqlite.org/pragma.html#pragma_integrity_check)."""
 
 EVERY: Final = 2**31 - 1
-"""Number of lines asked for, because damage may stand behind a million of such rows."""
+"""Maximum number of lines to ask for. Damage may come after a million lines about rows."""
 
 SHOWN: Final = 3
 
 
 class Reference(NamedTuple):
-    """A foreign key: its table, its columns, and the table that they refer to."""
+    """Foreign key with its table, its columns, and the table that they refer to."""
 
     table: str
     columns: str
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 
 
 class Orphans(NamedTuple):
-    """Rows without a parent, or in their place the reason why SQLite cannot look for one."""
+    """Rows without a parent, or the reason why SQLite cannot look for them."""
 
     rows: int
     rowids: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ def find_faults(
 
     Args:
         connection: The database.
-        quick: Whether to leave out that each index has what its table has.
+        quick: True to skip the comparison of each index with its table.
 
     Raises:
         sqlite3.DatabaseError: The database is too damaged to be read.
@@ -55,10 +55,10 @@ def find_faults(
 
 
 def find_damage(connection: sqlite3.Connection, *, quick: bool) -> tuple[str | None, list[str]]:
-    """Do the same without a look at foreign keys."""
+    """Return the same as find_faults, but do not check foreign keys."""
     pragma = "quick_check" if quick else "integrity_check"
     broken: Counter[str] = Counter()
-    # the first line by itself, because looking on can fail where there is damage
+    # The first line is asked for alone, because reading on can fail where there is damage
     for limit in (1, EVERY):
         broken.clear()
         for (line,) in connection.execute(f"PRAGMA {pragma}({limit})"):
@@ -87,7 +87,7 @@ def find_orphans(connection: sqlite3.Connection) -> dict[Reference, Orphans]:
             ):
                 reference = Reference(table, ", ".join(columns[key]), parent)
                 before = found.get(reference, Orphans(0))
-                # a table WITHOUT ROWID has none to tell
+                # A table WITHOUT ROWID has no rowid to report
                 told = before.rowids + ((rowid,) if rowid is not None else ())
                 found[reference] = Orphans(before.rows + 1, told[:SHOWN])
         except sqlite3.OperationalError as error:
@@ -96,7 +96,7 @@ def find_orphans(connection: sqlite3.Connection) -> dict[Reference, Orphans]:
 
 
 def describe(found: Mapping[Reference, Orphans]) -> list[str]:
-    """Return a line for each foreign key."""
+    """Return one line for each foreign key."""
     return [
         orphans.reason
         or f"table {reference.table} has {orphans.rows} {noun(orphans.rows)} whose "
@@ -121,16 +121,16 @@ def newly_orphaned(
     after: Mapping[Reference, Orphans],
     tables: tuple[set[str], set[str]],
 ) -> dict[Reference, Orphans]:
-    """Return what a migration has broken, and not what it has found.
+    """Return the foreign keys that a migration has broken, without those broken before it.
 
     Args:
-        before: What `find_orphans` found before it.
-        after: What it found after it.
-        tables: The names of the tables before and after. Rows of a table with a new name are
-            not new, if as many were in tables whose names are gone.
+        before: Result of `find_orphans` before the migration.
+        after: Result of `find_orphans` after the migration.
+        tables: Names of the tables before and after. Rows of a table with a new name do not
+            count as new, if as many rows were in tables whose names are gone.
     """
     old, new = tables
-    # rows of a key that is gone: it may have another column, or its tables other names
+    # A key that is gone may have another column now, or its tables may have other names
     gone: Counter[tuple[str, str]] = Counter()
     for reference in before.keys() - after.keys():
         gone[reference.table, reference.parent] += before[reference].rows

@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Logs on stdout: one JSON object a line for Railway, plain text for a person.
+"""Log on stdout, as one JSON object a line for Railway or as plain text for a person.
 
-Railway reads stderr as level error and parses single-line JSON that has `level` and
-`message` (docs.railway.com/observability/logs). This module imports nothing beyond the
-standard library, because gunicorn's parent process uses it too.
+Railway reads stderr as level error. It parses single-line JSON that has `level` and `message`
+(docs.railway.com/observability/logs). This module imports nothing beyond the standard library,
+because gunicorn's parent process uses it too.
 """
 
 import json
@@ -20,20 +20,20 @@ from app.chassis.output import Printed, Tally
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-# "taskName" and the rest of what a LogRecord always has, so that what remains came by `extra=`.
+# Every LogRecord has these fields, "taskName" among them. All other fields came by `extra=`.
 STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 BLANK: Final = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}))
-"""What a record of level INFO has before anything is in it."""
+"""Fields of an empty record of level INFO."""
 
-# a worker is not gunicorn's first process
+# BLANK has the id of gunicorn's first process, and a worker has its own
 os.register_at_fork(after_in_child=lambda: BLANK.update(process=os.getpid()))
 
 
 class RequestRecord(logging.LogRecord):
-    """A record that is cheap to make: nobody asks where in the code a request was."""
+    """Record that is cheap to make, because it does not look up its place in the code."""
 
     def __init__(
         self, name: str, method: str, path: str, status: int, duration_ms: float, client: str
@@ -68,7 +68,7 @@ def moment(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record, with the request's id and the record's extra fields."""
+    """Formatter that writes one JSON object a record, with the request's id and extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         if type(record) is RequestRecord:
@@ -87,7 +87,7 @@ class JsonFormatter(logging.Formatter):
         return encode(entry)
 
     def format_request(self, record: RequestRecord) -> str:
-        """The same for a request, by hand: there are many, and an encoder is slow to begin."""
+        """Build a request's JSON by hand. Requests are many, and an encoder is slow to start."""
         known = vars(record)
         fields = (
             f'"level": "info", "message": {encode(record.msg)}, "time": "{moment(record)}"'
@@ -100,7 +100,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a terminal, with the request's id shortened."""
+    """Formatter that writes a line for a terminal, with the request's id shortened."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
@@ -112,7 +112,7 @@ class TextFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Hands lines over to whatever stands in the place of stdout."""
+    """Handler that passes lines to the output thread, if stdout has one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not isinstance(self.stream, Printed):
@@ -133,18 +133,18 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
 
 def capture(form: str, lines: int) -> None:
-    """Never wait again for who reads the log, and write no more of it than the platform takes.
+    """Stop waiting for the reader of the log, and limit the log to what the platform takes.
 
     Args:
         form: `json` or `text`.
-        lines: Lines a second that are no warnings, of all processes together.
+        lines: Lines a second that are no warnings, for all processes together.
     """
     formatter = make_formatter(form)
     output.capture(lines, lambda tally: formatter.format(tally_record(tally)))
 
 
 def tally_record(tally: Tally) -> logging.LogRecord:
-    """What was counted, as a line of the log."""
+    """Return a record that reports what was counted instead of written."""
     requests = sum(tally.statuses.values())
     counted = {
         "requests": requests,
@@ -176,7 +176,7 @@ def make_formatter(form: str) -> logging.Formatter:
 
 
 def config(level: str, form: str) -> dict[str, Any]:
-    """A logging.config dictionary that sends everything to stdout.
+    """Return a logging.config dictionary that sends everything to stdout.
 
     Args:
         level: Lowest level that is written.
@@ -194,7 +194,7 @@ def config(level: str, form: str) -> dict[str, Any]:
             }
         },
         "root": {"level": level, "handlers": ["stdout"]},
-        # gunicorn and uvicorn bring handlers of their own; these reach the root instead.
+        # The handlers that gunicorn and uvicorn bring are removed, so that records reach the root
         "loggers": {
             name: {"level": level, "handlers": [], "propagate": True}
             for name in ("gunicorn.error", "uvicorn.error")

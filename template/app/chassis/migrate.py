@@ -1,12 +1,12 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Schema migrations: Alembic, once at start, before any worker exists.
+"""Schema migrations with Alembic, run once at start before any worker exists.
 
-Importing Alembic takes a third of a second, so the revision is first compared with
-plain SQLite and Alembic is loaded only when there is something to do.
+Importing Alembic takes a third of a second. So the revision is first compared with plain SQLite,
+and Alembic is loaded only when there is something to do.
 
-The service's own tables have their revisions in migrations/. Each feature of the template has
-tables and revisions of its own, which come with the template's updates: they stand in a line of
-their own, so that they never have to fit into the service's.
+The service's own tables have their revisions in migrations/. Each feature of the template has its
+own tables and revisions, which come with the template's updates. They form a separate line of
+revisions, so that they never have to fit into the service's line.
 """
 
 import ast
@@ -47,18 +47,18 @@ DROPPED: Final = re.compile(
     r"(?:main\.)?(?:\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\[([^\]]+)\]|(\w+))",
     re.IGNORECASE,
 )
-"""The name, in whatever quotes, of what a statement takes away or gives another name."""
+"""Name, in any quotes, of what a statement drops or renames."""
 
 IN_THE_WAY: Final = re.compile(r"error in (view|trigger) (.+?)(?: after rename)?: no such table")
-"""SQLite's words where it cannot give a rebuilt table its name, because something reads from it."""
+"""SQLite's error when it cannot rename a rebuilt table, because something reads from it."""
 
 UNCOPIED: Final = re.compile(
     r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
 )
-"""Words of a table that Alembic may not write again."""
+"""Words in a table's SQL that Alembic may lose when it writes the table again."""
 
 OF_INDEX: Final = re.compile(r"\b(?:COLLATE\s+\w+|DESC)\b")
-"""Words of an index that Alembic does not write again."""
+"""Words in an index's SQL that Alembic does not write again."""
 
 QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
@@ -71,12 +71,12 @@ RENAME: Final = (
 
 
 def schemas() -> list[Schema]:
-    """Every line of revisions; the service's is the last, so that it may refer to a feature's."""
+    """Return all lines of revisions. The service's is last, because it may refer to a feature's."""
     return [*features.SCHEMAS, Schema("service", VERSIONS, "alembic_version")]
 
 
 def known_revisions() -> dict[str, tuple[str, ...]]:
-    """Every revision and what it follows."""
+    """Return every revision and the revisions that it follows."""
     found: dict[str, tuple[str, ...]] = {}
     for schema in schemas():
         found |= read_revisions(schema.versions)
@@ -84,7 +84,7 @@ def known_revisions() -> dict[str, tuple[str, ...]]:
 
 
 def read_revisions(versions: Path) -> dict[str, tuple[str, ...]]:
-    """A line's revisions and what they follow, read without running the files."""
+    """Return a line's revisions and what each one follows, without running the files."""
     found = {}
     for file in sorted(versions.glob("*.py")):
         values = {}
@@ -110,7 +110,7 @@ def as_tuple(value: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def head_revisions() -> frozenset[str]:
-    """The revisions that no other follows, of every line."""
+    """Return the revisions of every line that no other revision follows."""
     return heads_of(known_revisions())
 
 
@@ -120,7 +120,7 @@ def heads_of(revisions: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
 
 
 def current_revisions(connection: sqlite3.Connection) -> frozenset[str]:
-    """The revisions the database is at; none for a database that was never migrated.
+    """Return the revisions of the database, or none if it was never migrated.
 
     Raises:
         sqlite3.DatabaseError: The file is not a readable database.
@@ -147,7 +147,7 @@ def table_names(connection: sqlite3.Connection) -> set[str]:
 
 
 def foreign_tables(connection: sqlite3.Connection) -> list[str]:
-    """Tables that were made without migrations, unless a revision of the service accepts them."""
+    """Return the tables made without migrations, unless a revision of the service accepts them."""
     line = schemas()[-1]
     if current_revision(connection, line) or accepts_tables(line):
         return []
@@ -160,7 +160,7 @@ def foreign_tables(connection: sqlite3.Connection) -> list[str]:
 
 
 def accepts_tables(schema: Schema) -> bool:
-    """Whether a revision says that what it creates may be there already."""
+    """Return whether a revision says that what it creates may exist already."""
     files = schema.versions.glob("*.py")
     return any("if_not_exists=True" in file.read_text(encoding="utf-8") for file in files)
 
@@ -172,22 +172,22 @@ def names_of_features() -> set[str]:
 
 
 def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[str]) -> bool:
-    """Whether this code can serve the database.
+    """Return whether this code can serve the database.
 
-    A revision that this code does not know was written by a newer release: after a
-    rollback the volume keeps its schema, so the code before it has to serve it.
+    A revision that this code does not know comes from a newer release. After a rollback the volume
+    keeps its schema, so the older code has to serve it.
     """
     return current == heads or bool(current - set(known))
 
 
 def require_database(database: Path) -> None:
-    """Refuse a file that is no database, and make one where there is no file.
+    """Refuse a file that is no database, and create a database if there is no file.
 
-    SQLite takes an empty file for a new database and deletes the write-ahead log beside it. The
-    service never leaves one: a new database gets its name when it is one.
+    SQLite takes an empty file for a new database, and deletes the write-ahead log beside it. The
+    service never leaves an empty file, because a new one gets its name only when it is complete.
 
     Raises:
-        StartupError: The file is empty or something else.
+        StartupError: The file is empty or not a database.
     """
     try:
         with database.open("rb") as file:
@@ -208,16 +208,16 @@ def create_database(database: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=database.parent) as directory:
         fresh = Path(directory, database.name)
         connection = open_database(fresh, create=True)
-        # what makes SQLite write the file, and wait until it is on the disk
+        # This makes SQLite write the file, and wait until it is on the disk
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
-        # a link instead of a rename: it replaces nothing that has appeared meanwhile
+        # A link, unlike a rename, replaces no file that has appeared meanwhile
         with suppress(FileExistsError):
             os.link(fresh, database)
 
 
 def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
-    """Return why a line of revisions cannot be run from its beginning to one end, if it cannot."""
+    """Return why a line of revisions cannot run from its beginning to one end, or None."""
     if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
         names = ", ".join(sorted(missing))
         return f"{names} is missing, and another one follows it; bring it back"
@@ -231,22 +231,22 @@ def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
 
 
 def require_line(schema: Schema) -> None:
-    """Refuse revisions that Alembic could not put in an order.
+    """Refuse revisions that Alembic cannot put in order.
 
     Raises:
-        StartupError: With what to do.
+        StartupError: The revisions have a fault. The message says what to do.
     """
     if fault := find_fault(read_revisions(schema.versions)):
         raise StartupError(f"Database: of the revisions in {directory(schema)} {fault}.")
 
 
 def upgrade(database: Path) -> None:
-    """Bring the database to this code's newest revision, creating it if it is missing.
+    """Bring the database to this code's newest revision, and create it if it is missing.
 
-    Each upgrade is one transaction: a crash in the middle leaves nothing of it behind.
+    The upgrade of each line is one transaction. A crash in the middle leaves nothing of it behind.
 
     Raises:
-        StartupError: The file is not a database or one without revisions, or a migration failed.
+        StartupError: The file is no database, its tables have no revision, or a migration failed.
     """
     for schema in schemas():
         require_line(schema)
@@ -269,10 +269,10 @@ def upgrade(database: Path) -> None:
 
 
 def require_own_tables(database: Path, connection: sqlite3.Connection) -> None:
-    """Refuse to build on tables of unknown origin.
+    """Refuse a database with tables of unknown origin.
 
     Raises:
-        StartupError: There are tables, and no revision says how they came to be.
+        StartupError: There are tables, and no revision says how they were made.
     """
     if found := foreign_tables(connection):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -283,10 +283,10 @@ def require_own_tables(database: Path, connection: sqlite3.Connection) -> None:
 
 
 def is_behind(connection: sqlite3.Connection, schema: Schema) -> bool:
-    """Whether the line's revisions have to be run.
+    """Return whether the line's revisions have to be run.
 
     Raises:
-        StartupError: They would create a table that is there already, and not theirs.
+        StartupError: They would create a table that exists already and is not theirs.
     """
     current = current_revision(connection, schema)
     known = read_revisions(schema.versions)
@@ -341,15 +341,15 @@ def directory(schema: Schema) -> str:
 
 
 def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> None:
-    """What each env.py does: run the revisions Alembic asks for in one transaction.
+    """Run the revisions that Alembic asks for in one transaction, for each env.py.
 
-    Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it;
-    what a revision has broken is found before the commit. Rows that referred to none before it are
-    left as they are.
+    Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it. Rows
+    that a revision leaves without a parent are found before the commit. Rows that had no parent
+    before it are left as they are.
 
     Raises:
-        alembic.util.CommandError: Because of a revision, a row refers to one that does not exist,
-            or what belongs to a table is gone.
+        alembic.util.CommandError: A revision leaves a row without its parent, or loses what
+            belongs to a table.
     """
     from alembic import context
     from alembic.util import CommandError
@@ -360,7 +360,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
 
     existing = "existing" in context.get_x_argument()
     for feature in features.SCHEMAS:
-        # makes its tables known to the metadata, which the service's own may refer to
+        # The service's tables may refer to the feature's, so the metadata has to know them
         import_module(f"app.chassis.{feature.name}.models")
     database = context.config.attributes.get("database") or prepared(settings)
     schema = context.config.attributes.get("schema") or schemas()[-1]
@@ -382,7 +382,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
                 transactional_ddl=True,
                 version_table=schema.version_table,
                 include_object=belongs_to(schema, unmanaged(driver, schema)),
-                # as if the database were empty, so that the revision makes what is there, too
+                # Alembic sees an empty database, so that the revision also makes what exists
                 include_name=(lambda *_: False) if existing else None,
                 process_revision_directives=directives(
                     metadata, schema, unmanaged(driver, schema), existing=existing
@@ -421,10 +421,10 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
 
 
 def prepared(settings: type[ChassisSettings]) -> Path:
-    """Return the database for a command of Alembic's own, which a start has not prepared.
+    """Prepare and return the database for a command of Alembic, which runs without a start.
 
     Raises:
-        CommandError: Alembic shows it as one line.
+        CommandError: A start would be refused. Alembic shows the error as one line.
     """
     from alembic.util import CommandError
 
@@ -438,23 +438,24 @@ def prepared(settings: type[ChassisSettings]) -> Path:
 
 
 def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
-    """Return what Alembic does not know of: its kind and name, and its table's name."""
+    """Return kind, name and table of what Alembic does not know, such as triggers and views."""
+    # SQLite notes an expression of an index as cid -2
     rows = connection.execute(
         "SELECT type, name, tbl_name FROM sqlite_master AS found "
         "WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL TABLE%' OR type = 'index' "
-        "AND EXISTS (SELECT 1 FROM pragma_index_xinfo(found.name) WHERE cid = -2)"  # an expression
+        "AND EXISTS (SELECT 1 FROM pragma_index_xinfo(found.name) WHERE cid = -2)"
     )
     return {(kind, name): table for kind, name, table in rows}
 
 
 def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
-    """Return how often each table's own text has a rule that Alembic does not copy."""
+    """Return how often each table's SQL has a rule that Alembic does not copy."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
     return {name: count_words(UNCOPIED, sql) for name, sql in rows}
 
 
 def index_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
-    """Return how often each index's own text says how it compares or orders."""
+    """Return how often each index's SQL says how the index compares or orders."""
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> '' ORDER BY 1"
     return {name: count_words(OF_INDEX, sql) for name, sql in connection.execute(query)}
 
@@ -464,7 +465,7 @@ def count_words(form: re.Pattern[str], sql: str) -> Counter[str]:
 
 
 def names_in(said: Iterable[str]) -> set[str]:
-    """Return the names, in lower case, that statements have taken something away by."""
+    """Return the names, in lower case, of what the statements drop or rename."""
     found = (names for statement in said for names in DROPPED.findall(statement))
     return {"".join(names).lower() for names in found}
 
@@ -472,7 +473,7 @@ def names_in(said: Iterable[str]) -> set[str]:
 def find_changed(
     connection: sqlite3.Connection, before: Mapping[str, Counter[str]], said: Iterable[str]
 ) -> list[str]:
-    """Return what an index compares or orders by no longer, without a statement that names it."""
+    """Return the rules that an index has lost, unless a statement names the index."""
     named = names_in(said)
     return [
         f"{rule} from the index {name}"
@@ -485,7 +486,7 @@ def find_changed(
 def find_lost(
     connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], said: Iterable[str]
 ) -> list[str]:
-    """Return what has gone without a statement that names it, though its table is there."""
+    """Return what is gone although its table exists, unless a statement names it."""
     named = names_in(said)
     after, tables = beside_tables(connection), table_names(connection)
     return [
@@ -498,7 +499,7 @@ def find_lost(
 
 
 def unmanaged(connection: sqlite3.Connection, schema: Schema) -> set[str]:
-    """Return the tables that no revision has made, and the virtual ones with what they consist of.
+    """Return the unmanaged tables, which no revision has made, and virtual and shadow tables.
 
     Alembic would drop them, because no model has them.
     """
@@ -515,7 +516,7 @@ def unmanaged(connection: sqlite3.Connection, schema: Schema) -> set[str]:
 def directives(
     metadata: "MetaData", schema: Schema, unmanaged: set[str], *, existing: bool
 ) -> Callable[["MigrationContext", object, "list[MigrationScript]"], None]:
-    """Return what looks at a revision that Alembic has made by comparing."""
+    """Return the hook that checks each revision that Alembic makes by comparing."""
 
     def look(context: "MigrationContext", _: object, scripts: "list[MigrationScript]") -> None:
         from alembic.util import CommandError
@@ -541,7 +542,7 @@ def directives(
 
 
 def shared_names(metadata: "MetaData") -> list[str]:
-    """Return a line for each name that several constraints or indexes of a table have."""
+    """Return a line for each name that several constraints or indexes of a table share."""
     lines = []
     for table in metadata.tables.values():
         named = [one.name for one in table.constraints] + [one.name for one in table.indexes]
@@ -556,7 +557,7 @@ def shared_names(metadata: "MetaData") -> list[str]:
 def unseen_checks(
     context: "MigrationContext", metadata: "MetaData", schema: Schema
 ) -> Iterator[str]:
-    """Yield a line for each check constraint that is not in the database: Alembic compares none."""
+    """Yield a line for each table without all its check constraints. Alembic compares none."""
     from sqlalchemy import CheckConstraint, inspect
 
     assert context.connection is not None
@@ -581,7 +582,7 @@ def unseen_indexes(
 ) -> Iterator[str]:
     """Yield a line for each index on an expression that is not in the database.
 
-    Alembic leaves them out, also of a table that it creates.
+    Alembic leaves such indexes out, even for a table that it creates.
     """
     from alembic.util.sqla_compat import is_expression_index
 
@@ -600,7 +601,10 @@ def unseen_indexes(
 
 
 def accept_tables(scripts: "list[MigrationScript]") -> None:
-    """Let a revision create only what is missing: `alembic -x existing revision --autogenerate`."""
+    """Let a revision create only what is missing.
+
+    The command is `alembic -x existing revision --autogenerate`.
+    """
     from alembic.operations.ops import CreateIndexOp, CreateTableOp, ModifyTableOps
 
     assert scripts[0].upgrade_ops is not None
@@ -612,9 +616,10 @@ def accept_tables(scripts: "list[MigrationScript]") -> None:
 
 
 def belongs_to(schema: Schema, unmanaged: Iterable[str] = ()) -> Callable[..., bool]:
-    """Return whether Alembic compares a table: one of the line's own, as a feature has them.
+    """Return the filter for the tables that Alembic compares in a line of revisions.
 
-    The service's line has all that are neither a feature's nor unmanaged.
+    A feature's line has the tables of the feature. The service's line has all tables that neither
+    belong to a feature nor are unmanaged.
     """
     theirs = names_of_features()
 

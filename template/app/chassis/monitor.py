@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What watches the second copy of the database while the service runs: by default, nothing."""
+"""Monitor of the database's second copy. This default one watches nothing."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,17 +9,17 @@ from app.chassis.verdict import HealthCheck
 
 
 class Monitor:
-    """One for each worker."""
+    """Monitor of the second copy, one for each worker."""
 
     def __init__(self, settings: ChassisSettings) -> None:
         pass
 
     @property
     def health_checks(self) -> Mapping[str, HealthCheck]:
-        """What it adds to /health, by name."""
+        """Return the checks that it adds to /health, by name."""
         return {}
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Watch for as long as the service runs."""
+        """Watch as long as the service runs."""
         yield

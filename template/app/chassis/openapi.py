@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The OpenAPI document with what the chassis itself answers, and the methods of a path."""
+"""OpenAPI document with the answers of the chassis, and the methods of a path."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,11 +52,11 @@ EVENT: Final = {
 SAFE: Final = frozenset({"get", "head", "options", "trace"})
 
 REPLACED: Final = ("HTTPValidationError", "ValidationError")
-"""Schemas of FastAPI's own errors, which never leave the service."""
+"""Schemas of FastAPI's own errors, which the service never sends."""
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Correct what FastAPI says, and add the errors that an operation does not describe itself."""
+    """Correct FastAPI's document, and add the errors that an operation does not describe itself."""
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             responses = operation["responses"]
@@ -99,7 +99,7 @@ def problem(description: str) -> dict[str, Any]:
 
 
 def without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a parameter that is left out rather than null, which none can be."""
+    """Return a parameter's schema without null. A parameter can be left out, but not be null."""
     options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if not options:
         return schema
@@ -108,7 +108,7 @@ def without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def methods(routes: Sequence[BaseRoute], path: str) -> list[str]:
-    """Return the methods that a path takes, of all routes that have it."""
+    """Return the methods of all routes that have a path."""
     found: set[str] = set()
     for route in iter_route_contexts(routes):
         form: re.Pattern[str] | None = getattr(route, "path_regex", None)

@@ -1,11 +1,10 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Writing to stdout and stderr without ever waiting for who reads them, and not too much.
+"""Output to stdout and stderr that never waits for a reader, and has a limited rate.
 
-A write to a pipe that nobody reads never returns, so only a thread of its own makes one.
-Railway drops the lines of a replica beyond 500 a second
-(docs.railway.com/observability/logs), warnings among them, so less than that is written here.
-This module imports nothing beyond the standard library, because gunicorn's first process
-uses it too.
+A write to a pipe that nobody reads never returns, so a separate thread makes all writes. Railway
+drops the lines of a replica beyond 500 a second (docs.railway.com/observability/logs), warnings
+among them. So less than that is written here. This module imports nothing beyond the standard
+library, because gunicorn's first process uses it too.
 """
 
 import atexit
@@ -30,51 +29,51 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 IMPORTANT_LINES: Final = 100
-"""Lines of warnings and errors a second, beside the others."""
+"""Maximum number of warnings and errors a second, in addition to the other lines."""
 
 ROOM: Final = 128 * 1024
-"""Bytes that may wait to be written; as many again for warnings and errors."""
+"""Bytes that may wait to be written. Warnings and errors may use as many again."""
 
 PIECE: Final = 4096
-"""Bytes that a pipe keeps together (PIPE_BUF, pipe(7)), whoever else writes to it."""
+"""Bytes that a pipe keeps together (PIPE_BUF, pipe(7)), even if others write to it."""
 
 LEFT: Final = 10
-"""Lines a second that are no requests, however many requests there are."""
+"""Lines a second that requests leave free for other lines."""
 
 LINGER: Final = 0.05
 """Seconds in which lines gather, so that a busy worker does not wake a thread for each."""
 
 EXIT_TIMEOUT: Final = 1.0
-"""Seconds after which a process ends that can write none of its last lines."""
+"""Seconds after which a process ends if it can write none of its last lines."""
 
 SPAN: Final = 1.05
-"""Seconds in which a window has so many lines; a line is read up to 50 ms after it was noted."""
+"""Length of a window in seconds. A line is read up to 50 ms after it was noted."""
 
 TRIES: Final = 50
-"""Times to ask for the lock on a window, a tenth of a millisecond apart."""
+"""Number of attempts to lock a window, a tenth of a millisecond apart."""
 
 TELL_EVERY: Final = 1.0
-"""Seconds between two lines that tell what was counted."""
+"""Seconds between two lines that report what was counted."""
 
 SLOTS: Final = 32
-"""Processes that count at once: twice the most workers."""
+"""Number of processes that count at once, which is twice the maximum number of workers."""
 
 BUCKETS: Final = 512
-"""Classes of durations, sixteen for each doubling from a hundredth of a millisecond on."""
+"""Number of duration classes, sixteen for each doubling from a hundredth of a millisecond on."""
 
 LINES, WARNINGS, LOST, STATUS = 0, 1, 2, 3
-"""Where a process counts other lines, warnings, lines that could not be written, and answers."""
+"""Places of a process's counts of other lines, warnings, unwritten lines, and answers."""
 DURATION: Final = STATUS + 600
 WIDTH: Final = DURATION + BUCKETS
 
 
 class Window:
-    """The times of the last lines, so that no second has more than so many.
+    """Times of the last lines, so that no second has more than a maximum number of lines.
 
     Args:
-        cells: The times, and how many there have been; what has never been written to is 0.
-        file: A file of all the processes, for their lock.
-        place: The byte of the file that stands for this window.
+        cells: Times of the lines, and then their number so far. An unused cell is 0.
+        file: File of all processes, for their lock.
+        place: Byte of the file that is locked for this window.
     """
 
     def __init__(self, cells: "memoryview[float]", file: int, place: int) -> None:
@@ -84,7 +83,7 @@ class Window:
         self.lock = threading.Lock()
 
     def take(self, now: float, *, leave: int = 0) -> bool:
-        """Note one more line, if there would be room for so many others beside it."""
+        """Note one line and return True, if the window has room for it and `leave` more lines."""
         if self.lines <= leave:
             return False
         with self.lock:
@@ -96,11 +95,11 @@ class Window:
                     fcntl.lockf(self.file, fcntl.LOCK_UN, 1, self.place)
 
     def hold(self) -> bool:
-        """Keep the other processes from the cells; return whether that was possible.
+        """Lock the cells against other processes, and return whether that was possible.
 
-        A process that stops in the middle is waited for only shortly: one line too many is better
-        than none. A lock that is waited for by the kernel would be taken for a deadlock when
-        another thread waits for the lock on writing.
+        The wait is short, in case a process has stopped while it holds the lock. One line too many
+        is better than none. The kernel would take a blocking lock for a deadlock when another
+        thread waits for the lock on writing.
         """
         for _ in range(TRIES):
             try:
@@ -121,13 +120,13 @@ class Window:
 
 
 class Shared:
-    """What the processes of one container know of each other's lines.
+    """State that the processes of one container share about their lines.
 
-    Each counts in a slot of its own. The memory is made before the workers are forked, and
-    outlives every one of them, so that nothing that was counted is forgotten.
+    Each process counts in a slot of its own. The memory is made before the workers are forked, and
+    outlives all of them, so no count is lost.
 
     Args:
-        lines: Lines a second that are no warnings, the one that tells of the rest among them.
+        lines: Lines a second that are no warnings, including the one that reports the rest.
     """
 
     def __init__(self, lines: int) -> None:
@@ -150,11 +149,12 @@ class Shared:
         self.forks = 0
 
     def fork(self) -> None:
-        """Choose the slot of the next process; the first is this one's."""
+        """Choose the slot of the next process. The first slot is this process's own."""
         self.forks += 1
 
     def forked(self) -> None:
-        self.writing = threading.Lock()  # the first process may have held it, and these
+        # The first process may have held these locks at the fork
+        self.writing = threading.Lock()
         for window in self.windows:
             window.lock = threading.Lock()
         self.slot = 1 + self.forks % (SLOTS - 1)
@@ -164,7 +164,7 @@ class Shared:
         self.counts[self.slot * WIDTH + what] += 1
 
     def untold(self) -> list[int]:
-        """What has been counted, by all processes, since it was told last."""
+        """Return what all processes have counted since the last report."""
         slots = range(int(self.last_slot[0]) + 1)
         rows = [self.counts[slot * WIDTH : (slot + 1) * WIDTH].tolist() for slot in slots]
         counts = map(sum, zip(*rows, strict=True))
@@ -179,8 +179,8 @@ class Shared:
     def alone(self) -> Iterator[None]:
         """Keep everybody else from writing, because a long line is written in several parts.
 
-        The lock on the file belongs to the whole process, so its threads need another one. The
-        kernel lets go of the first for a process that is killed.
+        The lock on the file belongs to the whole process, so its threads need another lock. The
+        kernel releases the file's lock if the process is killed.
         """
         with self.writing:
             fcntl.lockf(self.file, fcntl.LOCK_EX, 1)
@@ -197,7 +197,7 @@ def temporary_file() -> int:
 
 @dataclass
 class Tally:
-    """What was counted instead of written."""
+    """Counts of requests and lines that were not written."""
 
     statuses: dict[int, int]
     p50_ms: float
@@ -222,7 +222,7 @@ def bucket(milliseconds: float) -> int:
 
 
 def percentile(durations: list[int], share: float) -> float:
-    """The upper end, in milliseconds, of the class in which this share of them is reached."""
+    """Return the upper end, in milliseconds, of the class that reaches this share of durations."""
     wanted = share * sum(durations)
     reached = 0
     for number, many in enumerate(durations):
@@ -233,12 +233,12 @@ def percentile(durations: list[int], share: float) -> float:
 
 
 class Output:
-    """Lines on their way to a file descriptor.
+    """Queue of lines for a file descriptor, with the thread that writes them.
 
     Args:
-        descriptor: Where they go. It stays blocking, because others share it.
-        shared: What other processes have written and counted.
-        tell: Makes a line of what was counted; None where another output tells it.
+        descriptor: File descriptor of the lines. It stays blocking, because others share it.
+        shared: Lines and counts of all processes.
+        tell: Function that makes a line of the counts, or None if another output reports them.
     """
 
     def __init__(
@@ -250,11 +250,11 @@ class Output:
         self.left = min(LEFT, shared.usual.lines // 5)
         self.owner = os.getpid()
         self.torn = False
-        """Whether a write has ended within a line."""
+        """True after a write that has ended within a line."""
         self.forked()
 
     def forked(self) -> None:
-        """Begin anew in a process that was forked: the lines are left to its parent."""
+        """Begin anew in a forked process. The waiting lines are left to its parent."""
         self.lock = threading.RLock()
         self.lines: deque[bytes] = deque()
         self.size = 0
@@ -264,17 +264,17 @@ class Output:
         self.ending = False
         self.ended = threading.Event()
         self.counted_at = 0.0
-        """The time since when something that was counted has not been told."""
+        """Time since which a count waits to be reported, or 0."""
 
     def put_request(self, status: int, milliseconds: float, line: Callable[[], str]) -> None:
-        """Write a request's line, or count it."""
+        """Write a request's line, or count it if there is no room."""
         if self.size < ROOM and self.shared.usual.take(time.monotonic(), leave=self.left):
             self.put(line().encode(errors="backslashreplace") + b"\n")
         else:
             self.count(STATUS + min(status, 599), DURATION + bucket(milliseconds))
 
     def put_line(self, line: bytes, *, important: bool) -> None:
-        """Write another line, or count it."""
+        """Write another line, or count it if there is no room."""
         window = self.shared.important if important else self.shared.usual
         if self.size >= ROOM * (1 + important):
             self.count(LOST)
@@ -310,7 +310,7 @@ class Output:
             self.wake.set()
 
     def run(self) -> None:
-        """Write what comes, for as long as the process runs."""
+        """Write the lines that come, as long as the process runs."""
         while True:
             self.wake.wait(TELL_EVERY / 10 if self.counted_at and self.tell else None)
             self.hurry.wait(LINGER)
@@ -335,7 +335,7 @@ class Output:
                 self.count(*[LOST] * len(lines))
 
     def next_lines(self) -> list[bytes]:
-        """Take the lines of one piece for which this second has room; at the end it needs none."""
+        """Take one piece of lines. This second must have room for them, except at the end."""
         lines: list[bytes] = []
         size = 0
         while self.lines and (not lines or size + len(self.lines[0]) <= PIECE):
@@ -348,7 +348,7 @@ class Output:
     def tell_counts(self, tell: Callable[[Tally], str]) -> None:
         """Write what all processes have counted, in one line a second.
 
-        The first process tells what is left when it ends.
+        The first process reports the rest when it ends.
         """
         shared, now = self.shared, time.monotonic()
         last = self.ending and os.getpid() == self.owner
@@ -356,7 +356,7 @@ class Output:
             return
         with shared.alone():
             if not last and now - shared.told_at[0] < TELL_EVERY:
-                return  # another process was faster
+                return  # Another process was faster
             self.counted_at = 0.0
             counts = shared.untold()
             if not any(counts):
@@ -369,14 +369,14 @@ class Output:
                 self.counted_at = now
 
     def write(self, lines: bytes) -> bool:
-        """Write it all, however long that takes; return whether it could be written."""
+        """Write all lines, however long that takes, and return whether that was possible."""
         rest = memoryview(b"\n" + lines if self.torn else lines)
         begun = False
         while rest:
             try:
                 rest = rest[os.write(self.descriptor, rest) :]
                 begun = True
-            except BlockingIOError:  # somebody else has made it so
+            except BlockingIOError:  # Somebody else has made it non-blocking
                 select.select([], [self.descriptor], [])
             except OSError:
                 self.torn = self.torn or begun
@@ -385,18 +385,18 @@ class Output:
         return True
 
     def flush(self, timeout: float) -> None:
-        """Wait until every line is written, but no longer than so many seconds."""
+        """Wait until every line is written, but no longer than the timeout in seconds."""
         deadline = time.monotonic() + timeout
         while self.size and time.monotonic() < deadline:
             self.hurry.set()
             time.sleep(0.001)
 
     def end(self) -> None:
-        """Write the last lines of this process, unless nobody takes them."""
+        """Write the last lines of this process, unless nobody reads them."""
         self.ending = True
         if self.thread is None and os.getpid() != self.owner:
             return
-        with suppress(RuntimeError):  # too late for a thread
+        with suppress(RuntimeError):  # It is too late for a thread
             self.wake_up(hurry=True)
             for _ in range(5):
                 left = self.size
@@ -406,7 +406,7 @@ class Output:
 
 
 class Lines(io.RawIOBase):
-    """What is printed, line by line."""
+    """Raw stream that passes on printed text line by line."""
 
     def __init__(self, output: Output, *, important: bool) -> None:
         super().__init__()
@@ -421,7 +421,7 @@ class Lines(io.RawIOBase):
         return self.output.descriptor
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Hand over the lines that are complete; an endless one is cut."""
+        """Pass on the complete lines. A line that does not end is cut."""
         text = self.rest + bytes(data)
         *lines, self.rest = text.split(b"\n")
         if len(self.rest) > ROOM:
@@ -432,7 +432,7 @@ class Lines(io.RawIOBase):
 
 
 class Printed(io.TextIOWrapper):
-    """A stream in the place of sys.stdout or sys.stderr."""
+    """Stream in the place of sys.stdout or sys.stderr."""
 
     def __init__(self, output: Output, *, important: bool) -> None:
         lines = Lines(output, important=important)
@@ -446,15 +446,15 @@ class Printed(io.TextIOWrapper):
 
 
 outputs: list[Output] = []
-"""Those of this process: none before capture()."""
+"""Outputs of this process, which are none before capture()."""
 
 
 def capture(lines: int, tell: Callable[[Tally], str]) -> None:
-    """Never wait again for who reads stdout and stderr; tests, which capture them, are left alone.
+    """Never wait again for the readers of stdout and stderr, unless tests capture these.
 
     Args:
         lines: Lines a second that are no warnings.
-        tell: Makes a line of what was counted instead of written.
+        tell: Function that makes a line of what was counted instead of written.
     """
     if outputs or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return
@@ -469,6 +469,6 @@ def capture(lines: int, tell: Callable[[Tally], str]) -> None:
 
 
 def flush() -> None:
-    """Write what waits, before this process becomes another."""
+    """Write the waiting lines, before this process ends or becomes another one."""
     for output in outputs:
         output.flush(EXIT_TIMEOUT)

@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The end of connections whose client takes nothing more of its answer.
+"""Protocol that ends a connection when its client takes nothing more of its answer.
 
-uvicorn waits for such a client for ever, and a stop waits with it. A slow client is none of
-these: the kernel knows how many bytes have arrived, and one in time is enough.
+uvicorn waits for such a client for ever, and a stop waits with it. A slow client may stay. The
+kernel knows how many bytes have arrived, and one byte in time is enough.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.chassis import deadlines
 
 BYTES_ACKED: Final = 120
-"""Where tcp_info (linux/tcp.h) has the number of bytes that the other side has confirmed."""
+"""Offset in tcp_info (linux/tcp.h) of the number of bytes that the client has confirmed."""
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol for one connection, which ends when its client takes nothing any more."""
+    """Protocol of uvicorn for one connection, which ends when its client takes nothing any more."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -28,13 +28,13 @@ class PatientProtocol(HttpToolsProtocol):
         self.next_look: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        """The client is slower than the answer: see whether it takes any of it."""
+        """Watch whether a client that is slower than its answer takes any of it."""
         super().pause_writing()
         if self.next_look is None:
             self.watch()
 
     def shutdown(self) -> None:
-        """The service stops, and has less time."""
+        """Give the client less time, because the service stops."""
         super().shutdown()
         self.patience = deadlines.UNREAD_AT_A_STOP
         self.watch()
@@ -61,7 +61,10 @@ class PatientProtocol(HttpToolsProtocol):
             self.next_look = None
 
     def bytes_arrived(self) -> int:
-        """Count what the client has confirmed; without Linux, see whether less has to be sent."""
+        """Return the number of bytes that the client has confirmed.
+
+        Without Linux, return minus the number of bytes that wait to be sent.
+        """
         connection = self.transport.get_extra_info("socket")
         try:
             information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)

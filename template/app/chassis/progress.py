@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A bar for what takes longer than a second, for people who watch a terminal."""
+"""Progress bar for work that takes longer than a second, for people who watch a terminal."""
 
 import sys
 import threading
@@ -16,12 +16,12 @@ WIDTH: Final = 30
 
 @contextmanager
 def progress(label: str, done: Callable[[], int] | None = None, total: int = 0) -> Iterator[None]:
-    """Show a bar on stderr while the block runs; nothing where that is no terminal.
+    """Show a bar on stderr while the block runs, if stderr is a terminal.
 
     Args:
-        label: What is being done.
-        done: How much of the total is done by now; if None, the seconds are shown.
-        total: In the same unit.
+        label: Name of the work.
+        done: Function that returns the amount done by now. If it is None, the seconds are shown.
+        total: Total amount, in the same unit.
     """
     if not sys.stderr.isatty():
         yield
@@ -45,7 +45,7 @@ def paint(label: str, done: Callable[[], int] | None, total: int, ended: threadi
             line = f"{label} {time.monotonic() - started:.0f} s"
         else:
             line = f"{label} {bar(done(), total)}"
-        # back to the line's start, and clear what is right of it
+        # This returns to the line's start, and clears the rest of the line
         sys.stderr.write(f"\r{line}\x1b[K")
         sys.stderr.flush()
         if ended.wait(0.2):
@@ -55,7 +55,7 @@ def paint(label: str, done: Callable[[], int] | None, total: int, ended: threadi
 
 
 def bar(done: int, total: int) -> str:
-    """The bar and the percentage; never more than all of it."""
+    """Return the bar and the percentage, which is never more than 100."""
     share = min(1.0, done / total) if total else 1.0
     filled = round(share * WIDTH)
     return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {share:4.0%}"

@@ -1,9 +1,10 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Copies on the volume that the service makes by itself, once a day.
+"""Daily copies of the database that the service makes on its volume.
 
-A thread of one worker makes them: the libraries are loaded there already, SQLite does the work
-without Python's lock, and a stop leaves the thread behind instead of waiting for it. The worker
-is the one that holds the lock on the directory; the kernel gives that to another when it ends.
+A thread of one worker makes them. The worker has loaded the libraries already, SQLite does the work
+without Python's lock, and a stop leaves the thread behind instead of waiting for it. Only the
+worker that holds the lock on the directory makes copies. When it ends, the kernel releases the lock
+for another worker.
 """
 
 import fcntl
@@ -29,20 +30,20 @@ from app.chassis.verdict import Degraded, Details, HealthCheck
 logger = logging.getLogger(__name__)
 
 FIRST_LOOK: Final = 5.0
-"""Seconds after a start, which has the disk to itself until then."""
+"""Seconds between a start and the first look. Until then the start has the disk to itself."""
 
 LOOK_EVERY: Final = 30.0
 """Seconds between two looks at the clock, which may have been set meanwhile."""
 
 RETRY: Final = 3600.0
-"""Seconds until a copy that could not be made is tried again."""
+"""Seconds until a failed copy is tried again."""
 
 LATE: Final = timedelta(hours=26)
 """Age of the newest copy at which somebody should look."""
 
 
 class RotationSettings(ChassisSettings):
-    """When the service copies its database, and how many copies stay."""
+    """Settings for the time of the service's copies, and for how many of them stay."""
 
     backup_time: str = Field(
         default="03:00",
@@ -60,22 +61,23 @@ class RotationSettings(ChassisSettings):
         return value
 
     def last_due(self, now: datetime) -> datetime:
-        """The last moment, in UTC, at which a copy had to be made."""
+        """Return the last moment, in UTC, at which a copy had to be made."""
         hour, minute = map(int, self.backup_time.split(":"))
         today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         return today if today <= now else today - timedelta(days=1)
 
     @property
     def copy_reserve(self) -> int:
-        """Bytes that a copy leaves free, so that it never makes /health degraded."""
+        """Return the bytes that a copy leaves free, so that it never makes /health degraded."""
         return max(self.min_free_bytes, self.low_free_bytes)
 
 
 class Rotation(Monitor):
-    """Makes a copy at BACKUP_TIME, and after a start that finds none since; keeps BACKUP_KEEP.
+    """Monitor that makes a copy every day at BACKUP_TIME, and keeps BACKUP_KEEP copies.
 
-    No copy for each start: a container that is started again and again would soon have pushed
-    out every older one.
+    It also makes one after a start, if there is no copy since the last BACKUP_TIME. It does not
+    make one for each start. Otherwise a container that starts again and again would soon have
+    pushed out every older copy.
     """
 
     def __init__(self, settings: RotationSettings) -> None:
@@ -92,7 +94,7 @@ class Rotation(Monitor):
         return {"copies": self.copies}
 
     def copies(self) -> Details:
-        """How old the newest copy is.
+        """Return how old the newest copy is.
 
         Raises:
             Degraded: It is too old, or there is no room for the next one.
@@ -108,7 +110,7 @@ class Rotation(Monitor):
         return details
 
     def newest(self, now: datetime) -> datetime | None:
-        """When the newest copy was made; what a clock that ran ahead has named does not count."""
+        """Return the time of the newest copy, and ignore copies whose names have a future time."""
         found = backup.copies(self.directory, self.database)
         return next((copy.made for copy in found if copy.made <= now), None)
 
@@ -117,13 +119,13 @@ class Rotation(Monitor):
         return made is None or made < self.settings.last_due(now)
 
     def lacks_room(self) -> str | None:
-        """Why the next copy does not fit, if it does not."""
+        """Return why the next copy does not fit, or None if it fits."""
         try:
             needed = backup.total_size(self.database) + self.settings.copy_reserve
             backup.require_room(self.database.parent, needed, "Backup")
         except StartupError as error:
             return str(error)
-        except OSError:  # there is no directory yet
+        except OSError:  # There is no directory yet
             return None
         return None
 
@@ -156,7 +158,7 @@ class Rotation(Monitor):
         """Make a copy if one is due and it is this worker's turn.
 
         Raises:
-            StartupError: The copy could not be made; see backup.
+            StartupError: The copy could not be made (see backup).
             OSError: The directory could not be made or read.
         """
         if time.monotonic() < self.retry_at or not self.is_due(datetime.now(UTC)):
@@ -165,7 +167,7 @@ class Rotation(Monitor):
         if not self.has_turn():
             return
         backup.tidy_copies(self.directory)
-        # first those that a lower BACKUP_KEEP leaves out: the new one may need their room
+        # Copies beyond a lower BACKUP_KEEP go first, because the new one may need their room
         backup.rotate(self.directory, self.database, self.settings.backup_keep)
         copy = backup.backup(
             self.database,
@@ -176,7 +178,7 @@ class Rotation(Monitor):
         logger.info("Made the copy %s", copy)
 
     def has_turn(self) -> bool:
-        """Whether this worker is the one of its container that makes copies."""
+        """Return whether this worker is the one of its container that makes copies."""
         if self.turn is None:
             descriptor = os.open(self.directory, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -189,7 +191,7 @@ class Rotation(Monitor):
 
 
 def check(settings: RotationSettings) -> Iterator[Finding]:
-    """How old the newest copy is, and whether the next one fits."""
+    """Yield a finding about the age of the newest copy and the room for the next one."""
     name = "backup.newest"
     rotation, now = Rotation(settings), datetime.now(UTC)
     daily = f"daily at {settings.backup_time} UTC"

@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Routes that work in the database, in one thread from BEGIN to COMMIT.
+"""Routes that use the database, in one thread from BEGIN to COMMIT.
 
-FastAPI by itself changes threads for the function, again for its answer, and for the commit.
+FastAPI alone changes threads for the function, again for its answer, and again for the commit.
 """
 
 import functools
@@ -30,7 +30,7 @@ RUNS: Final[dict[Any, Callable[..., Any]]] = {
 
 
 class DatabaseRoute(APIRoute):
-    """A `def` route that is called where its `Reader` or `Writer` is: in the database's thread.
+    """Route that calls its `def` function in the thread of its `Reader` or `Writer`.
 
     Other functions than `def`, and routes with a dependency that asks for the same session, stay
     as FastAPI has them. A session of `dependency_overrides` is used in FastAPI's own threads.
@@ -67,7 +67,7 @@ def below(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def has_model(kind: Any) -> bool:
-    """Whether a type is a Pydantic model or made of them."""
+    """Return whether a type is a Pydantic model or made of such models."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return True
     return any(has_model(part) for part in get_args(kind))
@@ -96,12 +96,12 @@ def called_in_thread(
             answer = endpoint(**values, **{name: session})
             if adapter is None or isinstance(answer, Response):
                 return answer
-            # here, because reading an attribute may ask the database
+            # The check runs in this thread, because reading an attribute may query the database
             try:
                 valid = adapter.validate_python(answer, from_attributes=True)
             except ValidationError as error:
                 raise ResponseValidationError(error.errors(), body=answer) from error
-            # FastAPI does it again, which changes no model, but perhaps what is none
+            # FastAPI validates again, which changes no model, but perhaps another value
             return valid if with_model else answer
 
         app = connection.app
@@ -109,7 +109,7 @@ def called_in_thread(
             return await run_in_threadpool(call, await overriding(connection, dependency, name))
         return await run(app.state.database, call)
 
-    # FastAPI's own reading: names of the answer may be known to the type checker alone
+    # FastAPI reads the signature, because only the type checker may know the answer's names
     signature = get_typed_signature(endpoint)
     parameters = [
         parameter.replace(annotation=HTTPConnection) if parameter.name == name else parameter

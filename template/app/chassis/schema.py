@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A line of database revisions: the service's own, or one of a feature's."""
+"""Line of database revisions, either the service's own or that of a feature."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Schema(NamedTuple):
     """Revisions in a directory, and the table in which the database notes the last one.
 
-    `tables` are those that a feature owns; the service's own line has none listed, and owns
-    the rest.
+    `tables` are the tables that a feature owns. The service's own line lists none, and owns the
+    rest.
     """
 
     name: str

@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""How the application is served: the commands, and what gunicorn runs them with.
+"""Commands that serve the application, in production and in development.
 
-One worker by default: SQLite has one writer, and more workers, each with its memory, only help
-where Python is busy.
+The default is one worker. SQLite has one writer, and each worker needs memory of its own. So more
+workers only help where Python is busy.
 """
 
 import errno
@@ -28,7 +28,10 @@ PROTOCOL: Final = "app.chassis.bounds:BoundedProtocol"
 
 
 def production_command(settings: ChassisSettings) -> list[str]:
-    """The server that deployments run; its first process gets SIGTERM and the exit code."""
+    """Return the command of the server that deployments run.
+
+    Its first process gets SIGTERM and sets the exit code.
+    """
     return [
         sys.executable,
         "-m",
@@ -41,7 +44,7 @@ def production_command(settings: ChassisSettings) -> list[str]:
 
 
 def development_command(settings: ChassisSettings, *, reload: bool) -> list[str]:
-    """One process on this machine only, restarted on a change of the code if asked."""
+    """Return the command of one process on this machine only, restarted on new code if asked."""
     watched = ["--reload", "--reload-dir=app", "--reload-dir=migrations"]
     options = [*(watched if reload else []), MIGRATED if reload else APPLICATION]
     return [
@@ -68,12 +71,12 @@ def require_free(bind: str) -> None:
     """Refuse a port on which another program listens, before anything is changed.
 
     Raises:
-        StartupError: It is taken, or may not be used.
+        StartupError: The port is taken, or may not be used.
     """
     host, _, port = bind.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # as the servers do; a port from which an earlier one has just gone is free
+        # The servers do so too, because a port that another server has just left is free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -87,7 +90,7 @@ def require_free(bind: str) -> None:
 
 
 def create_migrated_app() -> "FastAPI":
-    """Make the application after a change of the code, with the revisions that came with it.
+    """Make the application after a change of the code, with the new revisions.
 
     The process that watches the code holds the database's lock meanwhile.
     """
@@ -112,7 +115,7 @@ def revisions() -> set[Path]:
 
 
 def watch_revisions(before: set[Path]) -> None:
-    """Touch a file that uvicorn watches once a revision has come: a new file it does not see."""
+    """Touch a watched file when a revision has come, because uvicorn does not see a new file."""
     while revisions() == before:
         time.sleep(0.5)
     (PROJECT_ROOT / "migrations" / "env.py").touch()

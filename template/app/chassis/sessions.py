@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Sessions that end: with their route, or with their `with` block.
+"""Sessions that end with their route or with their `with` block.
 
-SQLAlchemy's own begins anew when it is used after its end. A response that goes on reading then
-takes a connection that nobody gives back, or one that is in the middle of somebody else's work.
+A session of SQLAlchemy begins anew when it is used after its end. A response that reads on would
+then take a connection that nobody gives back, or one that somebody else is working with.
 """
 
 from collections.abc import Iterator
@@ -25,27 +25,27 @@ RIGHT_WAY: Final = (
 )
 
 ENDED: Final = {"Cannot operate on a closed cursor.", "interrupted"}
-"""SQLite's words to whoever reads a result after its end; nothing else interrupts it."""
+"""Errors of SQLite when a result is read after its end. Nothing else interrupts SQLite."""
 
 
 class SessionEndedError(exc.InvalidRequestError):
-    """A session, or a result of one, was used after its end."""
+    """Error for the use of a session, or of a result of one, after its end."""
 
     def __init__(self) -> None:
         super().__init__(RIGHT_WAY)
 
 
 class LentSession(Session):
-    """A session with at most one connection, whose lender ends it for good.
+    """Session with at most one connection, which its lender ends for good.
 
-    To close it only resets it, as SQLAlchemy has it.
+    Its close method only resets it, as in SQLAlchemy.
     """
 
     _connection: Connection | None = None
     _finalizer: "finalize[[Connection], LentSession]"
 
     def get_bind(self, *_: object, bind: Any = None, **__: object) -> Any:
-        """Return the session's one connection, taken from the pool when it is first needed."""
+        """Return the session's one connection, and take it from the pool on first use."""
         if bind is not None:
             return bind
         if not isinstance(self.bind, Engine):
@@ -57,18 +57,18 @@ class LentSession(Session):
         return self._connection
 
     def close(self) -> None:
-        """Give the connection back, without what is not committed; after the end do nothing."""
+        """Give the connection back without uncommitted changes. After the end, do nothing."""
         if type(self) is not EndedSession:
             super().close()
             self._give_back()
 
     def end(self) -> None:
-        """Close the session and refuse all later use of it, and of its results."""
+        """Close the session, and refuse all later use of it and of its results."""
         connection = self._connection or self.bind
         if is_usable(connection):
             driver: Any = connection.connection.dbapi_connection
             driver.end_cursors()
-        # a thread of the route's may be about to use it, and is refused from now on
+        # A thread of the route may be about to use the session, and is refused from now on
         with suppress(exc.IllegalStateChangeError):
             super().close()
         give_back = self._give_back
@@ -83,14 +83,14 @@ class LentSession(Session):
 
 
 class BlockSession(LentSession):
-    """A session that ends with its `with` block."""
+    """Session that ends with its `with` block."""
 
     def __exit__(self, *error: object) -> None:
         self.end()
 
 
 class EndedSession(LentSession):
-    """What a session has become after its end: all use is an error, to tidy up is none."""
+    """Session after its end. All use is an error, except to close it or roll it back."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in {"close", "rollback", "__dict__", "__class__"}:
@@ -122,8 +122,8 @@ def is_usable(connection: Any) -> TypeGuard[Connection]:
 def throw_away(connection: Connection) -> None:
     """Close the connection of a session that has become garbage before its end.
 
-    What it has open becomes garbage in the same moment, and in no known order, so nobody else is
-    given this connection.
+    Its open results become garbage at the same moment, in no known order. So nobody else gets this
+    connection.
     """
     connection.invalidate()
     connection.close()
@@ -131,7 +131,7 @@ def throw_away(connection: Connection) -> None:
 
 @contextmanager
 def lent(session: LentSession) -> Iterator[Session]:
-    """End the session with the block."""
+    """End the session when the block ends."""
     try:
         yield session
     finally:
@@ -139,9 +139,9 @@ def lent(session: LentSession) -> Iterator[Session]:
 
 
 class Cursor(sqlite3.Cursor):
-    """A cursor that keeps to its connection's lock.
+    """Cursor that takes its connection's lock.
 
-    To end what another thread is just reading would crash the process.
+    The process would crash if a cursor were closed while another thread reads from it.
     """
 
     connection: "CursorKeeper"
@@ -168,10 +168,10 @@ class Cursor(sqlite3.Cursor):
 
 
 class CursorKeeper(sqlite3.Connection):
-    """A connection that can end what is still being read from it.
+    """Connection that can close the cursors that are still read from.
 
     A result that is read after its session's end keeps the connection at an old state of the
-    database, for whoever has it next.
+    database. The next user of the connection would see that state.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -180,13 +180,13 @@ class CursorKeeper(sqlite3.Connection):
         self._cursors: WeakSet[Cursor] = WeakSet()
 
     def cursor(self, *_: object) -> Any:
-        """Open a cursor, and remember it while anybody else does."""
+        """Open a cursor, and remember it as long as anybody else does."""
         cursor = super().cursor(Cursor)
         self._cursors.add(cursor)
         return cursor
 
     def end_cursors(self) -> None:
-        """Close every cursor that is still open, and interrupt the one that is at work."""
+        """Close every open cursor, and interrupt the one that is at work."""
         if not self.lock.acquire(blocking=False):
             self.interrupt()
             self.lock.acquire()
@@ -210,21 +210,21 @@ class CursorKeeper(sqlite3.Connection):
 
 
 def take_back(connection: Any, _: object = None) -> None:
-    """End what is open on a connection that goes back to its pool, unless it has been given up."""
+    """Close what is open on a connection that returns to its pool, unless it has been given up."""
     if connection is not None:
         connection.end_cursors()
-        # a refused COMMIT, as of a deferred foreign key, leaves SQLite's transaction open
+        # A refused COMMIT, as for a deferred foreign key, leaves SQLite's transaction open
         if connection.in_transaction:
             connection.rollback()
 
 
 def explain(context: ExceptionContext) -> None:
-    """Raise the error that says why a cursor has been closed, or interrupted."""
+    """Raise the error that says why a cursor was closed or interrupted."""
     if str(context.original_exception) in ENDED:
         raise SessionEndedError from context.original_exception
 
 
 def add_right_way(error: BaseException) -> None:
-    """Add to SQLAlchemy's errors about what an ended session has left behind what to do instead."""
+    """Add advice to SQLAlchemy's errors about what an ended session has left behind."""
     if isinstance(error, DetachedInstanceError | exc.ResourceClosedError):
         error.add_note(RIGHT_WAY)

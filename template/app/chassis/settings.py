@@ -1,9 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Settings from environment variables and .env, checked before anything starts.
 
-Each rule is a field validator that sees the fields declared above its own, so that
-one pass finds every problem. Messages name the variable and what to set; they never
-repeat its value.
+Each rule is a field validator that sees the fields declared above its own field. So one pass finds
+every problem. Messages name the variable and what to set. They never repeat its value.
 """
 
 import ipaddress
@@ -48,7 +47,7 @@ DEVELOPMENT_SECRET: Final = "development-only-secret-key-0123456789"  # noqa: S1
 EXAMPLE_SECRETS: Final = frozenset(
     {
         DEVELOPMENT_SECRET,
-        # printed in FastAPI's tutorial, and pasted from there ever since
+        # FastAPI's tutorial prints this one, and people have pasted it ever since
         "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
     }
 )
@@ -66,27 +65,29 @@ NUMBER_FORM: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 JSON_FORM: Final = re.compile(r"\s*\[(?![0-9a-fA-F:]+\])")
-"""How a list in JSON begins, and a list whose first entry is an IPv6 address does not."""
+"""Beginning of a list in JSON, but not of a list whose first entry is an IPv6 address."""
 
 BLANK: Final = (
     r"[\s\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
 )
-"""White space, and what no editor shows, such as the mark of a text's direction that is copied with
-it; none of it belongs at the end of a value."""
+"""White space and invisible characters, which do not belong at the end of a value.
+
+One of them is the mark of a text's direction, which is copied with the text.
+"""
 
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 
 
 class ChassisSettings(BaseSettings):
-    """What every service made from the template can be told.
+    """Settings that every service made from the template has.
 
-    Fields named `railway_...` are set by the platform; the others are listed in
-    .env.example and in README.md.
+    The platform sets the fields named `railway_...`. The others are listed in .env.example and in
+    README.md.
     """
 
     model_config = SettingsConfigDict(
         env_file=PROJECT_ROOT / ".env",
-        env_file_encoding="utf-8-sig",  # some editors begin a file with a mark of their own
+        env_file_encoding="utf-8-sig",  # Some editors begin a file with a mark of their own
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -208,10 +209,10 @@ class ChassisSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the white space off every value: pasted, it often comes with a line break.
+        """Take the white space off every value, because a pasted one often has a line break.
 
-        At the source, so that it is so for every field, a subclass's own included, and so that
-        a value of white space alone counts as not set.
+        This is done at the source, so that it applies to every field, also to those of a subclass.
+        It also makes a value of white space alone count as not set.
         """
         for source in (env_settings, dotenv_settings):
             assert isinstance(source, EnvSettingsSource), "both are, as pydantic-settings has them"
@@ -222,7 +223,7 @@ class ChassisSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def derive_defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill what the platform knows; a variable that was set always wins."""
+        """Fill in what the platform knows. A variable that was set always wins."""
         values = dict(given)
         on_railway = bool(values.get("railway_environment_id"))
         production = (
@@ -231,7 +232,7 @@ class ChassisSettings(BaseSettings):
         )
         values.setdefault("docs_enabled", not production)
         if not production and not values.get("volume_path"):
-            # a person's machine, on which no deploy is about to end
+            # On a person's machine no earlier deploy is about to end
             values.setdefault("lock_timeout", 3)
         values.setdefault("log_format", "json" if production else "text")
         if on_railway:
@@ -390,7 +391,7 @@ class ChassisSettings(BaseSettings):
             raise ValueError(
                 "must list addresses or networks, such as 100.64.0.0/10 or 172.18.0.2"
             ) from None
-        # an IPv4 peer counts as IPv4 whatever the socket shows
+        # An IPv4 peer counts as IPv4, whatever the socket shows
         if any(getattr(network.network_address, "ipv4_mapped", None) for network in networks):
             raise ValueError("must list IPv4 addresses without ::ffff: before them")
         return value
@@ -403,7 +404,7 @@ class ChassisSettings(BaseSettings):
             sources: `_env_file=None` to leave .env out.
 
         Raises:
-            ConfigurationError: With one line for every problem.
+            ConfigurationError: There are problems. It has one line for each.
         """
         try:
             settings = cls(**sources)
@@ -413,7 +414,7 @@ class ChassisSettings(BaseSettings):
             raise ConfigurationError(
                 [describe(dict(problem)) for problem in error.errors(include_input=False)]
             ) from None
-        # two libraries may refuse the same variable
+        # Two libraries may refuse the same variable
         if refused := list(dict.fromkeys(settings.refusals())):
             raise ConfigurationError(refused)
         return settings
@@ -428,28 +429,28 @@ class ChassisSettings(BaseSettings):
 
     @property
     def volume(self) -> Path | None:
-        """Where the volume is mounted, or None where there is none (a laptop)."""
+        """Return the directory of the mounted volume, or None if there is none (a laptop)."""
         path = self.railway_volume_mount_path if self.on_railway else self.volume_path
         return Path(path) if path else None
 
     @property
     def database_path(self) -> Path:
-        """The database file; a relative path counts from the project's root."""
+        """Return the database file. A relative path counts from the project's root."""
         _, _, path = self.database_url.partition(":///")
         return Path(os.path.normpath(PROJECT_ROOT / path))
 
     @property
     def bind(self) -> str:
-        """Every interface, over IPv6 and IPv4 where the machine has both."""
+        """Return the address of every interface, over IPv6 and IPv4 if the machine has both."""
         host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104, meant
         return f"{host}:{self.port}"
 
     def refusals(self) -> list[str]:
-        """Problems of variables that are no setting, one line each."""
+        """Return the problems of variables that are no setting, one line each."""
         return []
 
     def warnings(self) -> list[str]:
-        """What is allowed but probably not meant, one line each."""
+        """Return what is allowed but probably not meant, one line each."""
         found = []
         if self.production and not self.backend_url:
             found.append(
@@ -462,7 +463,7 @@ class ChassisSettings(BaseSettings):
 
 
 def is_production(info: ValidationInfo) -> bool:
-    """Whether to apply production's rules; also when the environment is misspelt."""
+    """Return whether production's rules apply, which they also do in a misspelt environment."""
     return bool(info.data.get("environment", "production") == "production")
 
 
@@ -472,10 +473,10 @@ def strip(value: str) -> str:
 
 
 def as_origin(value: str) -> str | None:
-    """Return an origin as a browser sends it, or None if there is none that it could send.
+    """Return an origin as a browser sends it, or None if no browser could send it.
 
-    A browser writes scheme and host in lower case and ASCII, addresses in their shortest form,
-    and leaves the scheme's own port out (https://url.spec.whatwg.org/#host-serializing).
+    A browser writes scheme and host in lower case and ASCII, and addresses in their shortest form.
+    It leaves the scheme's own port out (https://url.spec.whatwg.org/#host-serializing).
     """
     match = ORIGIN_FORM.fullmatch(value.rstrip("/"))
     host = match and as_host(match[2])
@@ -489,7 +490,7 @@ def as_origin(value: str) -> str | None:
 
 
 def is_origin(value: str) -> bool:
-    """Whether the value is scheme, host and perhaps a port, and nothing more."""
+    """Return whether the value is a scheme, a host and perhaps a port, and nothing more."""
     return as_origin(value) is not None
 
 
@@ -499,9 +500,9 @@ def as_host(value: str) -> str | None:
     try:
         if host.startswith("["):
             address = ipaddress.IPv6Address(host.strip("[]"))
-            # with a zone, or with an IPv4 address in it, browsers write it otherwise
+            # Browsers write an address with a zone, or with an IPv4 address in it, otherwise
             return None if address.scope_id or address.ipv4_mapped else f"[{address}]"
-        if NUMBER_FORM.fullmatch(host):  # what ends in a number is an address to a browser
+        if NUMBER_FORM.fullmatch(host):  # A browser takes this for an address
             return str(ipaddress.IPv4Address(host))
     except ValueError:
         return None
@@ -509,7 +510,7 @@ def as_host(value: str) -> str | None:
 
 
 def as_host_pattern(value: str) -> str | None:
-    """Return a host, or `*.` and the name that it stands below, as a browser sends them."""
+    """Return a host, with `*.` before it if the value has that, as a browser sends it."""
     below = value.removeprefix("*.")
     host = as_host(below)
     if host is None or below == value:
@@ -518,7 +519,7 @@ def as_host_pattern(value: str) -> str | None:
 
 
 def describe(problem: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's errors: the variable's name and what is wrong."""
+    """Return one line for one of pydantic's errors, with the variable's name and what is wrong."""
     name = "_".join(str(part) for part in problem["loc"][:1]).upper()
     if problem["type"] == "missing":
         return f"{name}: is required; set it"

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The SQLite driver, and connections that never create a database by accident."""
+"""SQLite driver, and connections that never create a database by accident."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -8,7 +8,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     import sqlite3
 else:
-    # The same interface with a newer SQLite, where a wheel exists; it ships no types.
+    # This is the same interface with a newer SQLite, where a wheel exists. It ships no types.
     # SQLite before 3.51.3 can corrupt a WAL database that two processes checkpoint
     # at once (https://sqlite.org/wal.html).
     try:
@@ -19,7 +19,7 @@ else:
 __all__ = ["MAGIC", "open_database", "sqlite3"]
 
 MAGIC: Final = b"SQLite format 3\0"
-"""How every database file begins (https://sqlite.org/fileformat.html)."""
+"""First bytes of every database file (https://sqlite.org/fileformat.html)."""
 
 
 def open_database(
@@ -33,9 +33,8 @@ def open_database(
 
     Args:
         path: The database file.
-        create: Whether a missing file may be created. Otherwise it is an error:
-            SQLite's default would quietly start an empty database wherever a
-            volume is not mounted.
+        create: True to create a missing file. Otherwise a missing file is an error, because
+            SQLite would quietly start an empty database wherever a volume is not mounted.
         busy_timeout: Seconds to wait for another connection's lock.
         factory: The connection's class.
 

@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app status`: the service's state in figures, for a person or a script."""
+"""State of the service in figures, for a person or a script.
+
+The command is `python -m app status`.
+"""
 
 import inspect
 import os
@@ -16,7 +19,7 @@ from app.chassis.verdict import HealthCheck, Status, Verdict
 
 
 class Report(TypedDict):
-    """Sizes are bytes, ages seconds; None is what cannot be known."""
+    """Figures of the service. Sizes are bytes and ages seconds. An unknown figure is None."""
 
     status: Status
     version: str
@@ -33,7 +36,7 @@ class Report(TypedDict):
 
 
 def report(settings: ChassisSettings) -> Report:
-    """Everything /health knows, and the sizes and ages behind it; changes nothing."""
+    """Return everything that /health knows, with the sizes and ages behind it. Change nothing."""
     database = settings.database_path
     built_in = DatabaseHealth(settings, DatabaseFile(database))
     monitor = replication.Monitor(settings)
@@ -98,7 +101,7 @@ def revision(database: Path) -> str | None:
 
 
 def lines(found: Report) -> list[str]:
-    """The report for a person, one line each."""
+    """Return the report for a person, as lines."""
     age = found["newest_backup_age"]
     shown = [
         ("status", found["status"]),
@@ -127,7 +130,7 @@ def in_words(count: int | None) -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long ago, in the largest unit that says something."""
+    """Return how long ago it was, in the largest unit that says something."""
     units = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
     unit = next((name for name, length in units.items() if seconds >= length), "second")
     count = int(seconds // units[unit])

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The directory the database lives in: mounted, owned, writable, and locked by one service."""
+"""Directory of the database, which is mounted, owned, writable, and locked by one service."""
 
 import errno
 import fcntl
@@ -25,15 +25,15 @@ WAIT_MESSAGE_EVERY: Final = 5.0
 LOCK_POLL: Final = 0.1
 
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
-"""How the lock's file is opened: never another one, to which a symbolic link leads."""
+"""Flags to open the lock's file, which never follow a symbolic link to another file."""
 
 
 def prepare(settings: ChassisSettings) -> None:
-    """Make the database's directory usable, giving up root where APP_UID says so.
+    """Make the database's directory usable, and give up root if APP_UID is set.
 
     Raises:
-        StartupError: The volume is not mounted, the directory cannot be written, or half of
-            a database is in it, or DATABASE_URL names a directory.
+        StartupError: The volume is not mounted, the directory cannot be written, half of a
+            database is in it, or DATABASE_URL names a directory.
     """
     if os.path.isdir(settings.database_path):
         raise StartupError(
@@ -44,7 +44,7 @@ def prepare(settings: ChassisSettings) -> None:
     if settings.production and settings.volume is not None:
         require_mount(settings.volume)
     if settings.app_uid is not None and os.geteuid() == 0:
-        # only what nobody else can have put a symbolic link into
+        # Root touches only a path into which nobody else can have put a symbolic link
         top = settings.volume or directory
         make_directory(top)
         give_to(top, settings.app_uid)
@@ -58,8 +58,8 @@ def prepare(settings: ChassisSettings) -> None:
 def require_whole(database: Path) -> None:
     """Refuse a write-ahead log without its database.
 
-    It holds the last commits, and SQLite would delete it beside a new database, or replay it
-    into a restored one. The service never leaves one: the log goes first.
+    The log holds the last commits. SQLite would delete it beside a new database, or replay it into
+    a restored one. The service never leaves such a log, because it moves or deletes the log first.
     """
     log = database.with_name(f"{database.name}-wal")
     if size(log) and not size(database):
@@ -77,8 +77,8 @@ def size(file: Path) -> int:
 def require_mount(volume: Path, mounts: Path = MOUNTS) -> None:
     """Refuse a volume path at which nothing is mounted.
 
-    Neither os.path.ismount nor a comparison of devices sees a bind mount, so this reads
-    the kernel's list (proc_pid_mountinfo(5)). Where there is none (macOS), nothing is said.
+    Neither os.path.ismount nor a comparison of devices sees a bind mount. So this reads the
+    kernel's list (proc_pid_mountinfo(5)). Without such a list (macOS), nothing is refused.
     """
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -109,9 +109,10 @@ def make_directory(directory: Path) -> None:
 
 
 def give_to(directory: Path, uid: int) -> None:
-    """Make uid the owner of the directory and all below it; what it owns already is left alone.
+    """Make uid the owner of the directory and all below it, except for what it owns already.
 
-    Root never follows a path into it: whoever owns it could put a symbolic link there meanwhile.
+    Root never follows a path into the directory, because the directory's owner could put a symbolic
+    link there meanwhile.
     """
     try:
         for _, directories, files, descriptor in os.fwalk(os.path.realpath(directory)):
@@ -127,7 +128,7 @@ def give_to(directory: Path, uid: int) -> None:
 
 
 def drop_to(uid: int) -> None:
-    """Become uid, with the group of the same number and no other, for good."""
+    """Become uid for good, with the group of the same number and no other."""
     try:
         os.setgroups([])
         os.setgid(uid)
@@ -137,15 +138,15 @@ def drop_to(uid: int) -> None:
             f"Storage: cannot become uid {uid}: {error.strerror}. Root needs the capabilities "
             "SETUID and SETGID for this; keep them, or unset APP_UID."
         ) from None
-    # root's home cannot be read any more, and nothing here needs one that can be written
+    # Root's home cannot be read any more, and nothing here needs a home that can be written
     os.environ["HOME"] = tempfile.gettempdir()
 
 
 def require_readable(code: Path) -> None:
     """Refuse code that the present user cannot read, before an import of it fails.
 
-    An image has the modes of the checkout that it was built from, and a umask such as 027 keeps
-    everybody but root out. The template's own Dockerfile opens them.
+    An image has the file modes of the checkout that it was built from. A umask such as 027 keeps
+    everybody but root out. The template's own Dockerfile opens these modes.
     """
     for path in chain([code], code.rglob("*")):
         readable = os.access(path, os.R_OK) and (path.is_file() or os.access(path, os.X_OK))
@@ -178,7 +179,7 @@ def ownership_advice() -> str:
 
 
 def is_locked(database: Path) -> bool:
-    """Whether a service, or a command that changes the database, holds it; takes nothing."""
+    """Return whether a service, or a command that changes the database, holds it. Keep no lock."""
     try:
         descriptor = os.open(lock_file(database), os.O_RDONLY | FLAGS)
     except OSError:
@@ -198,7 +199,7 @@ def lock_file(database: Path) -> Path:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold the database while a command changes it; refuse at once if a service does."""
+    """Lock the database while a command changes it, and refuse at once if a service holds it."""
     descriptor = acquire_lock(database, timeout=0)
     try:
         yield
@@ -207,14 +208,14 @@ def locked(database: Path) -> Iterator[None]:
 
 
 def acquire_lock(database: Path, timeout: float) -> int:
-    """Hold the database for this service alone, also across exec.
+    """Lock the database for this service alone, also across exec.
 
-    During a deploy the previous container can still be finishing on the same volume, so
-    this waits for it. The kernel lets go of the lock when the last process that
-    inherited the descriptor has ended, however it ended.
+    During a deploy the previous container may still be finishing on the same volume, so this waits
+    for it. The kernel releases the lock when the last process that inherited the descriptor has
+    ended, however it ended.
 
     Args:
-        database: The database file; the lock is a file beside it.
+        database: Database file. The lock is a file beside it.
         timeout: Seconds to wait for another holder.
 
     Returns:
@@ -262,22 +263,22 @@ def acquire_lock(database: Path, timeout: float) -> int:
 
 
 def strays(database: Path) -> list[Path]:
-    """Return the databases beside this one whose name only has white space more.
+    """Return the databases beside this one that only have more white space in their names.
 
-    A DATABASE_URL that ended in white space made them, until that was removed.
+    A DATABASE_URL that ended in white space made them, before that was removed.
     """
     beside = database.parent.glob(f"{glob.escape(database.name)}*")
     return [path for path in beside if path != database and strip(path.name) == database.name]
 
 
 def adopt(database: Path, timeout: float) -> None:
-    """Give the stray database its right name, unless there is one of that name.
+    """Give the stray database its right name, unless a database has that name.
 
-    The log goes first: a database without it would lack its last changes, and a log without
+    The log goes first. A database without its log would lack its last changes, and a log without
     its database is refused at the next start.
 
     Raises:
-        StartupError: There are several, or another service uses the one.
+        StartupError: There are several, or another service uses the stray one.
     """
     found = strays(database)
     if database.exists() or not found:

@@ -1,10 +1,10 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Server-sent events that arrive one by one, stay open, resume, and end when they should.
+"""Streams that send server-sent events one by one, stay open, resume, and end when they should.
 
-The wire format is https://html.spec.whatwg.org/multipage/server-sent-events.html.
-Railway closes a response after 5 minutes without data and after 15 minutes in all
-(docs.railway.com/networking/public-networking/specs-and-limits); browsers then reconnect
-with Last-Event-ID.
+The wire format is https://html.spec.whatwg.org/multipage/server-sent-events.html. Railway closes a
+response after 5 minutes without data and after 15 minutes in all
+(docs.railway.com/networking/public-networking/specs-and-limits). Browsers then reconnect with
+Last-Event-ID.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a generator has for its clean-up when its stream ends early."""
 
 EVENTS_IN_A_PASS: Final = 8
-"""Events that all streams together send in one pass of the event loop."""
+"""Number of events that all streams together send in one pass of the event loop."""
 
 RECONNECT: Final = 1000
 """Milliseconds that a browser waits before it reconnects after the service has stopped."""
@@ -43,17 +43,17 @@ RECONNECT: Final = 1000
 T = TypeVar("T")
 
 LastEventId = Annotated[T, Header(alias="Last-Event-ID")]
-"""The id of the last event that a reconnecting client has seen: `LastEventId[int] = 0`."""
+"""Id of the last event that a reconnecting client has seen, used as `LastEventId[int] = 0`."""
 
 Events = AsyncGenerator[ServerSentEvent, None]
 
 
 class EventStream(Response):
-    """A response that sends what an asynchronous generator yields.
+    """Response that sends what an asynchronous generator yields.
 
-    The generator is cancelled where it waits, and then closed, when the client goes and
-    when the service stops; the client of a stopped service is sent a last `shutdown` event.
-    If the generator raises, the last event is `error`.
+    When the client goes or the service stops, the generator is cancelled where it waits, and then
+    closed. The client of a stopped service is sent a last `shutdown` event. If the generator
+    raises, the last event is `error`.
 
     Args:
         events: The generator. It resumes after the client's Last-Event-ID.
@@ -69,7 +69,7 @@ class EventStream(Response):
         super().__init__(status_code=status_code)
         del self.headers["content-length"]
         self.headers["Cache-Control"] = "no-cache, no-transform"
-        # nginx and its like collect small events in a buffer without this
+        # Without this, nginx and its like collect small events in a buffer
         self.headers["X-Accel-Buffering"] = "no"
         self._events = events
         self._heartbeat = heartbeat
@@ -107,7 +107,7 @@ class EventStream(Response):
     async def _keep_open(
         self, pump: asyncio.Task[None], departure: asyncio.Task[None], send: Send
     ) -> None:
-        """Return when the events or the client are gone; send comments in between."""
+        """Return when the events or the client are gone, and send comments until then."""
         clock = asyncio.get_running_loop().time
         self._last_sent = clock()
         comment = format_sse_event(comment="heartbeat")
@@ -126,11 +126,11 @@ class EventStream(Response):
 
 
 class Turns:
-    """The order in which streams send, so that many of them do not keep everyone else waiting.
+    """Order in which streams send, so that many of them do not keep everyone else waiting.
 
-    A generator that has its next event at hand never waits, nor does a send that finds room in
-    a buffer, so each stream gives way after every event. An event loop accepts one connection
-    in a pass, and a pass in which hundreds of streams send takes long.
+    A generator that has its next event at hand never waits. A send that finds room in a buffer does
+    not wait either. So each stream gives way after every event. An event loop accepts one
+    connection in a pass, and a pass in which hundreds of streams send takes long.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def next(self) -> None:
-        """Wait for a later pass of the event loop; EVENTS_IN_A_PASS streams go on in each."""
+        """Wait for a later pass of the event loop. EVENTS_IN_A_PASS streams go on in each."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
@@ -162,10 +162,10 @@ turns = Turns()
 
 
 class OpenStreams:
-    """The streams of this process, so that they end when it is told to stop.
+    """Streams of this process, so that they end when it is told to stop.
 
-    Servers wait for open responses before they shut an application down, so nothing in the
-    application would otherwise hear of it in time.
+    Servers wait for open responses before they shut an application down. Otherwise nothing in the
+    application would hear of the stop in time.
     """
 
     def __init__(self) -> None:
@@ -190,15 +190,15 @@ class OpenStreams:
         """End the streams on SIGTERM and SIGINT, which the server hears too."""
         self.stopping = False
         if threading.current_thread() is not threading.main_thread():
-            yield  # a test client: there is no server, and no signal arrives here
+            yield  # A test client has no server, and no signal arrives here
             return
         loop = asyncio.get_running_loop()
         servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def handle(number: int, frame: FrameType | None) -> None:
-            # The server first. Ctrl-C reaches every process of a terminal, and the first of them
-            # then sends SIGTERM: a server that hears of that before ends at once, like on a
-            # second Ctrl-C, without the service's own end.
+            # The server hears of the signal first. Ctrl-C reaches every process of a terminal,
+            # and the first of them then sends SIGTERM. A server that heard of SIGTERM first
+            # would end at once, like on a second Ctrl-C, without the service's own end.
             handler = servers[signal.Signals(number)]
             try:
                 if callable(handler):
@@ -221,14 +221,14 @@ open_streams = OpenStreams()
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    # A request whose body is refused while the stream is open is a client to be rid of.
+    # A client whose request body is refused while the stream is open is treated as gone
     with suppress(HTTPException):
         while (await receive())["type"] != "http.disconnect":
             pass
 
 
 def last_event(pump: asyncio.Task[None]) -> bytes:
-    """What the client is told at the end; nothing when the generator was simply exhausted."""
+    """Return the last event for the client, or nothing if the generator was simply exhausted."""
     if pump.done() and not pump.cancelled() and (error := pump.exception()):
         logger.error("An event stream failed", exc_info=error)
         return encode(ServerSentEvent(event="error", data={"detail": "Internal server error"}))
@@ -238,7 +238,7 @@ def last_event(pump: asyncio.Task[None]) -> bytes:
 
 
 def encode(event: ServerSentEvent) -> bytes:
-    """The event as it goes over the wire; `data` becomes JSON."""
+    """Return the event as it goes over the wire, with `data` as JSON."""
     text = event.raw_data
     if text is None and event.data is not None:
         text = to_json(event.data).decode()

@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app template`: hands over to `trackbed`, the template's command for its projects.
+"""Start of `trackbed`, the template's command for its projects.
 
-It comes from the template's newest release, by `uvx`. Finding it needs nothing but Python's
-standard library: it has to work before the dependencies are installed.
+`python -m app template` runs it by `uvx`, from the template's newest release. This module needs
+nothing but Python's standard library, because it has to work before the dependencies are installed.
 """
 
 import os
@@ -19,7 +19,7 @@ from app.chassis.errors import StartupError
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 LINE: Final = r"^%s: (.+(?:\n  .+)*)$"
-"""A text of the answers file; YAML may break a long one."""
+"""Pattern for a text of the answers file, which YAML may break if it is long."""
 
 SHORT: Final = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 
@@ -29,13 +29,13 @@ HASH: Final = re.compile(r"[0-9a-f]{7,64}")
 
 
 class TemplateError(StartupError):
-    """The template's command cannot be found; the message says why."""
+    """Error that says why the template's command cannot be found."""
 
     exit_code = 2
 
 
 class Recorded(NamedTuple):
-    """The answers file of this template, and what it has of the template."""
+    """Name of the template's answers file, with the version and the source in it."""
 
     file: str
     version: str
@@ -43,7 +43,7 @@ class Recorded(NamedTuple):
 
 
 def hand_over(arguments: Sequence[str]) -> NoReturn:
-    """Become the template's command, for this project.
+    """Replace this process with the template's command for this project.
 
     Raises:
         TemplateError: There is no `uvx`, no version recorded, or no release to take it from.
@@ -58,7 +58,7 @@ def hand_over(arguments: Sequence[str]) -> NoReturn:
 
 
 def find_uvx() -> list[str]:
-    """Return the command that runs a package: `uv run` says where uv is."""
+    """Return the command that runs a package. `uv run` sets UV to the place of uv."""
     if uvx := shutil.which("uvx"):
         return [uvx]
     if uv := os.environ.get("UV") or shutil.which("uv"):
@@ -69,14 +69,14 @@ def find_uvx() -> list[str]:
 
 
 def recorded() -> Recorded:
-    """Return the version and the source, out of the answers file.
+    """Return the answers file's name, and the version and the source from it.
 
     Raises:
-        TemplateError: It is missing, or says neither.
+        TemplateError: It is missing, is not the only one, or lacks one of both.
     """
     files = sorted(ROOT.glob(".copier-answers*.y*ml"))
     texts = {file.name: file.read_text(encoding="utf-8") for file in files}
-    # another template may have left its answers as well; this one asks for the volume
+    # Another template may have left its answers as well, but this one asks for the volume
     ours = [name for name, text in texts.items() if re.search("^volume_path: ", text, re.M)]
     if len(ours) != 1:
         told = f"keep one of {', '.join(ours)}" if ours else ".copier-answers.yml is missing"
@@ -100,7 +100,7 @@ def scalar(text: str) -> str:
 
 
 def git_address(source: str) -> str:
-    """Return what git takes for a source as Copier takes it.
+    """Return the address that git takes for one of Copier's sources.
 
     Raises:
         TemplateError: It is a relative path that leads to no template from here.
@@ -122,7 +122,7 @@ def git_address(source: str) -> str:
 
 
 def package_address(address: str) -> str:
-    """Return an address as uv takes it: with a scheme."""
+    """Return an address with a scheme, as uv takes it."""
     if "://" in address:
         return address
     if address.startswith("/"):
@@ -131,7 +131,7 @@ def package_address(address: str) -> str:
 
 
 def newest_release(address: str, version: str) -> str:
-    """Return the newest release's tag, of those that are at least the recorded version.
+    """Return the tag of the newest release, which is not older than the recorded version.
 
     Raises:
         TemplateError: The template cannot be asked, or has none.
@@ -158,7 +158,7 @@ def newest_release(address: str, version: str) -> str:
         )
     found = [RELEASE.fullmatch(line.partition("\t")[2]) for line in done.stdout.splitlines()]
     tags = {number(match[2]): match[1] for match in found if match}
-    # a commit that is no release is recorded by its hash, whose first digits are no version
+    # A commit that is no release is recorded by its hash, whose first digits are no version
     known = () if HASH.fullmatch(version) else number(version)
     if not tags or max(tags) < known:
         raise TemplateError(
@@ -168,6 +168,6 @@ def newest_release(address: str, version: str) -> str:
 
 
 def number(version: str) -> tuple[int, ...]:
-    """Return a version to compare; nothing for what is none."""
+    """Return a version as numbers to compare, or nothing if it is no version."""
     match = re.match(r"v?(\d+(?:\.\d+)*)", version)
     return tuple(map(int, match[1].split("."))) if match else ()

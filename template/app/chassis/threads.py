@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A thread that works for the event loop, many pieces of work between two changes of threads.
+"""Thread that works for the event loop, with many pieces of work between two thread changes.
 
-`anyio.to_thread` changes threads twice for each piece, and has as many threads as there are
-pieces. Where these are short, those changes are most of what the processor does, and the threads
-keep the interpreter's lock from each other.
+`anyio.to_thread` changes threads twice for each piece, and has as many threads as there are pieces.
+If the pieces are short, these changes are most of what the processor does, and the threads keep the
+interpreter's lock from each other.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from anyio.lowlevel import EventLoopToken, current_token
 Result = TypeVar("Result")
 
 STUCK: Final = 0.02
-"""Seconds without new work begun after which the waiting get one more thread."""
+"""Seconds in which no work begins, after which the waiting work gets one more thread."""
 
 TOGETHER: Final = 0.004
-"""Seconds that a result waits for those of the work behind it."""
+"""Seconds that a result waits for the results of the work behind it."""
 
 
 class Work(Generic[Result]):
-    """A function to call once, and who waits for its result until a deadline."""
+    """Function to call once, with the future that waits for its result until a deadline."""
 
     __slots__ = (
         "context",
@@ -58,24 +58,24 @@ class Work(Generic[Result]):
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
     def call(self, argument: object) -> None:
-        """In a thread: keep the result, or the error for whoever awaits it."""
-        # for `anyio.from_thread`, as in a thread of anyio's own
+        """Call the function in a thread, and keep its result or its error."""
+        # This makes `anyio.from_thread` work as in a thread of anyio's own
         threadlocals.current_token = self.token
         try:
             self.result = self.context.run(self.function, argument)
         except StopIteration as error:
-            # a future refuses it: a coroutine could not raise it on
+            # A future refuses StopIteration, because a coroutine could not raise it on
             self.error = RuntimeError("A function in a thread raised StopIteration")
             self.error.__cause__ = error
         except BaseException as error:
             self.error = error
 
     def settle(self) -> None:
-        """In the event loop, for whoever still waits."""
+        """Give the result to the future in the event loop, if somebody still waits."""
         if self.future.done():
             return
         if self.error is None:
@@ -86,7 +86,7 @@ class Work(Generic[Result]):
 
 @lru_cache(maxsize=1)
 def token_of(_: asyncio.AbstractEventLoop) -> EventLoopToken:
-    """Return the running event loop's token, which only it can make."""
+    """Return the running event loop's token, which only this loop can make."""
     return current_token()
 
 
@@ -96,14 +96,14 @@ def call_each(group: Sequence[Work[Any]]) -> None:
 
 
 class Threads:
-    """One thread that does work in the order it comes, and others while that one is stuck.
+    """Thread that does work in the order it comes, and helpers while that thread is stuck.
 
     Args:
-        name: Of the threads, for debuggers.
-        busy: What is raised when none is free in time.
-        most: How many threads there may be.
-        do: What calls the works of a group, one after the other.
-        at_once: How many works that may be grouped are given to `do` at most, if they wait.
+        name: Name of the threads, for debuggers.
+        busy: Error that is raised when no thread is free in time.
+        most: Maximum number of threads.
+        do: Function that calls the works of a group, one after the other.
+        at_once: Maximum number of waiting works that `do` gets, if they may be grouped.
     """
 
     def __init__(
@@ -132,12 +132,12 @@ class Threads:
     async def run(
         self, function: Callable[[Any], Result], patience: float, *, groups: bool = False
     ) -> Result:
-        """Have a function called in a thread; who stops waiting for it does not stop it.
+        """Call a function in a thread. A caller that stops waiting for it does not stop it.
 
         Args:
-            function: What to call, with what `do` has for it: the seconds that are left.
+            function: Function to call. `do` gives it its argument, by default the seconds left.
             patience: Seconds to wait for a thread.
-            groups: Whether it may be done in a group with others.
+            groups: True if it may be done in a group with others.
 
         Raises:
             busy: No thread was free in that time.
@@ -147,7 +147,7 @@ class Threads:
 
     @asynccontextmanager
     async def held(self, patience: float) -> AsyncIterator[float]:
-        """A turn for work that is done elsewhere, with the seconds that are left of the patience.
+        """Hold a turn for work that is done elsewhere, and yield the seconds left of the patience.
 
         Raises:
             busy: No thread was free in that time.
@@ -175,7 +175,7 @@ class Threads:
             over.set()
 
     def close(self) -> None:
-        """End the threads; work that is still being done is left to itself after a moment."""
+        """End the threads. Work that is still being done is left to itself after a second."""
         if self.first is not None:
             self.signals.put(False)
             self.first.join(1)
@@ -193,7 +193,7 @@ class Threads:
         return work
 
     def _start(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
-        # daemons: a process that ends does not wait for what nobody will be told of
+        # The threads are daemons, so that the end of a process does not wait for unused results
         thread = threading.Thread(target=target, args=arguments, name=self.name, daemon=True)
         thread.start()
         return thread
@@ -214,7 +214,7 @@ class Threads:
         self.last_begun = time.monotonic()
         try:
             self.do(group)
-        except BaseException as error:  # the thread has to live on
+        except BaseException as error:  # The thread has to live on
             for work in group:
                 work.error = work.error or error
         now = time.monotonic()
@@ -237,23 +237,23 @@ class Threads:
         return group
 
     def _deliver(self) -> None:
-        """From any thread, each result to the loop that waits for it."""
+        """Give each result to the event loop that waits for it, from any thread."""
         finished: dict[asyncio.AbstractEventLoop, list[Work[Any]]] = {}
         with suppress(IndexError):
             while True:
                 work = self.done.popleft()
                 finished.setdefault(work.loop, []).append(work)
         for loop, works in finished.items():
-            with suppress(RuntimeError):  # it is closed, and nobody waits
+            with suppress(RuntimeError):  # The loop is closed, and nobody waits
                 loop.call_soon_threadsafe(settle, works)
 
     def _look_after(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Now and then, while anything waits: refuse what is late, and help what is stuck."""
+        """Refuse late work and help stuck work, repeatedly while any work waits."""
         now = time.monotonic()
         for work in list(self.waiting):
             if work.deadline > now:
                 break
-            with suppress(ValueError):  # a thread has just taken it
+            with suppress(ValueError):  # A thread has just taken it
                 self.waiting.remove(work)
                 work.error = self.busy()
                 work.settle()

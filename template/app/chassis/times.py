@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Times as SQLite keeps them: in UTC, without the zone."""
+"""Times as SQLite keeps them, in UTC and without the zone."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, time
@@ -11,7 +11,7 @@ from sqlalchemy.dialects import sqlite
 
 
 class TimeError(ValueError):
-    """A time that cannot be kept without its offset."""
+    """Error for a time that cannot be kept without its offset."""
 
 
 def now() -> datetime:
@@ -20,7 +20,7 @@ def now() -> datetime:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return the same moment with the zone UTC; without an offset it is UTC already.
+    """Return the same moment with the zone UTC. A time without an offset is UTC already.
 
     Raises:
         TimeError: In UTC it is before the year 1 or after 9999.
@@ -44,23 +44,23 @@ UtcTime = Annotated[
         }
     ),
 ]
-"""A time in a request or an answer; what comes from the database is UTC."""
+"""Time in a request or an answer. A time from the database is UTC."""
 
 
 class StoredDateTime(sqlite.DATETIME):
-    """A time with an offset, converted to UTC before SQLAlchemy drops the offset."""
+    """Column type that converts a time to UTC before SQLAlchemy drops its offset."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Return what makes a value SQLite's."""
+        """Return the function that turns a value into SQLite's."""
         store: Any = super().bind_processor(dialect)
         return lambda value: store(in_utc(value) if isinstance(value, datetime) else value)
 
 
 class StoredTime(sqlite.TIME):
-    """A time of day, which cannot be converted without its date."""
+    """Column type for a time of day, which cannot be converted without its date."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Return what makes a value SQLite's."""
+        """Return the function that turns a value into SQLite's."""
         store: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
 
         def process(value: Any) -> Any:
@@ -72,4 +72,4 @@ class StoredTime(sqlite.TIME):
 
 
 STORED: Final[dict[type[Any], type[Any]]] = {DateTime: StoredDateTime, Time: StoredTime}
-"""Types of an engine's dialect, in place of SQLAlchemy's own."""
+"""Types of an engine's dialect, which replace SQLAlchemy's own."""

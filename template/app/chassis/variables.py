@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The environment variables that settings are read from, as people write and read them."""
+"""Environment variables of the settings, as people write and read them."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from app.chassis.settings import PROJECT_ROOT
 
 
 def variable(settings: type[BaseSettings], name: str) -> str:
-    """Return the variable that a field is read from; with several names, the first."""
+    """Return the variable that a field is read from, or the first one of several names."""
     alias = settings.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
         alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
@@ -23,7 +23,7 @@ def variable(settings: type[BaseSettings], name: str) -> str:
 
 
 def description(variable: str, field: FieldInfo) -> str:
-    """Return what a field says of itself, or else the comment above it in .env.example."""
+    """Return a field's own description, or else the comment above it in .env.example."""
     if field.description:
         return field.description
     example = PROJECT_ROOT / ".env.example"
@@ -40,7 +40,7 @@ def is_secret(annotation: Any) -> bool:
 
 
 def default(field: FieldInfo) -> str:
-    """Return the default that a field declares; of a secret, not even that."""
+    """Return the default that a field declares, but never that of a secret."""
     if field.is_required():
         return "(required)"
     if is_secret(field.annotation):
@@ -56,9 +56,9 @@ def default(field: FieldInfo) -> str:
 
 
 def lines(settings: type[BaseSettings]) -> Iterator[str]:
-    """Yield each variable with the default that it declares, and what it is for below it.
+    """Yield each variable with the default that it declares, and its purpose below it.
 
-    What the environment sets is not shown, and neither is what is derived from it.
+    Values that the environment sets are not shown, and neither is what is derived from them.
     """
     for name, field in settings.model_fields.items():
         shown = variable(settings, name)

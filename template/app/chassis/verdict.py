@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What a check of /health may say besides that all is well."""
+"""Results that a check of /health may have if not all is well."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
@@ -8,12 +8,15 @@ Status = Literal["ok", "degraded", "failed"]
 Details = Mapping[str, float | str | None]
 
 HealthCheck = Callable[[], "Awaitable[Details | None] | Details | None"]
-"""Returns figures to show, if any. Raises Unhealthy when the service cannot do its work, and
-Degraded when it can, but somebody should look. A plain function runs in a thread."""
+"""Check of /health, which returns figures to show, if any.
+
+It raises Unhealthy when the service cannot do its work, and Degraded when it can, but somebody
+should look. A plain function runs in a thread.
+"""
 
 
 class Verdict(Exception):  # noqa: N818
-    """The message and the details are shown to whoever asks, so they name no internals."""
+    """Result of a check. Everybody sees its message and details, so they name no internals."""
 
     status: Status = "failed"
 
@@ -23,10 +26,10 @@ class Verdict(Exception):  # noqa: N818
 
 
 class Unhealthy(Verdict):
-    """The service cannot do its work: /health is 503."""
+    """Verdict that the service cannot do its work, so that /health is 503."""
 
 
 class Degraded(Verdict):
-    """The service does its work, but not all is well: /health is 200 and says so."""
+    """Verdict that the service works but not all is well, so that /health is 200 and says so."""
 
     status = "degraded"

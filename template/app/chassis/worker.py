@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The worker that gunicorn starts for every process that serves.
+"""Worker that gunicorn starts for every process that serves.
 
-gunicorn's first process imports this too, and never serves: what only a worker needs, uvicorn
-before all, is imported by the worker.
+gunicorn's first process imports this module too, and never serves. So only the worker imports what
+only a worker needs, above all uvicorn.
 """
 
 import gc
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
 PR_SET_PDEATHSIG: Final = 1
-"""prctl(2): the signal that the kernel sends a process when its parent has died."""
+"""Option of prctl(2) for the signal that the kernel sends a process when its parent has died."""
 
 
-class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
-    """uvicorn under gunicorn: exits non-zero when start-up fails, and is replaced when it hangs."""
+class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
+    """Worker that runs uvicorn, exits non-zero if start-up fails, and is replaced if it hangs."""
 
     def init_process(self) -> None:
-        """End with gunicorn even if that is killed; a worker left over keeps port and lock."""
+        """End with gunicorn, even if gunicorn is killed.
+
+        A worker left over would keep the port and the lock.
+        """
         if sys.platform == "linux":
             import ctypes
 
@@ -38,11 +41,11 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         super().init_process()
 
     def init_signals(self) -> None:
-        """Undo what gunicorn's first process does on a signal; uvicorn adds its own handlers."""
+        """Undo what gunicorn's first process does on a signal. uvicorn adds its own handlers."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, self.handle_usr1)
-        # which gunicorn sends its workers when it is sent SIGINT itself
+        # The first process sends SIGQUIT to its workers when it is sent SIGINT itself
         signal.signal(signal.SIGQUIT, stop)
 
     def load_wsgi(self) -> None:
@@ -50,7 +53,7 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         with garbage.collection_paused():
             super().load_wsgi()
             self.server = self.make_server()
-        # it stays, so that no request has to wait while it is looked through
+        # The imports stay, so no request has to wait while the collector looks through them
         gc.freeze()
 
     def make_server(self) -> "Server":
@@ -70,7 +73,8 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
             backlog=self.cfg.backlog,
             limit_max_requests=self.max_requests,
             timeout_keep_alive=self.cfg.keepalive,
-            # every second: uvicorn reads the wall clock, which may be set back by a minute
+            # The beat comes every second, because uvicorn reads the wall clock, which may be
+            # set back by a minute
             timeout_notify=-sys.maxsize,
             callback_notify=self.beat,
             timeout_graceful_shutdown=deadlines.REQUESTS,
@@ -78,13 +82,13 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
         return Server(config)
 
     def run(self) -> None:
-        """Serve until a signal; the process then ends as others do, with what is done at exit.
+        """Serve until a signal, and then end as other processes do, with what is done at exit.
 
-        uvicorn sends itself every signal again once it has stopped, to end by it.
+        After its stop uvicorn sends itself every signal again, to end by it.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.note_stop)
-        # without gunicorn's wrapper, which finds them closed at the end and logs an error
+        # The sockets lose gunicorn's wrapper, which finds them closed at the end and logs an error
         self.server.run(sockets=[listener.sock for listener in self.sockets])
         if not self.server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
@@ -92,16 +96,16 @@ class Worker(BaseWorker):  # type: ignore[misc]  # the package has no types
     def note_stop(self, _: int, __: FrameType | None) -> None:
         self.server.should_exit = True
         if self.server.force_exit:
-            # Asked twice: what the application has not ended would only be cancelled, with a
+            # This is the second signal. Unfinished work would only be cancelled now, with a
             # traceback in the log.
             output.flush()
             os._exit(0)
 
     async def beat(self) -> None:
-        """Tell gunicorn that the event loop turns."""
+        """Tell gunicorn that the event loop runs."""
         self.notify()
 
 
 def stop(_: int, __: FrameType | None) -> None:
-    """As on SIGTERM, of which uvicorn hears."""
+    """Stop as on SIGTERM, of which uvicorn hears."""
     signal.raise_signal(signal.SIGTERM)

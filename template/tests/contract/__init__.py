@@ -1,2 +1,2 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""The contract: this application keeps the chassis's promises, with its own settings and tables."""
+"""Contract tests, which check the chassis's promises with this application's own code."""

@@ -1,5 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""The contract's fixtures: nothing of tests/conftest.py is needed here."""
+"""Fixtures of the contract, which need nothing of tests/conftest.py."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,8 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""Routes that the contract adds to the application; `python -m probes` starts it with them."""
+"""Routes that the contract adds to the application.
+
+`python -m probes` starts the application with them.
+"""
 
 import asyncio
 import sys
@@ -64,7 +67,7 @@ async def events() -> Events:
 
 
 def add_probes(app: FastAPI) -> FastAPI:
-    """Put the probes in front of the service's routes, and take its middleware from their way."""
+    """Put the probes before the service's routes, and remove the service's middleware."""
     app.router.routes[:0] = router.routes
     app.user_middleware.clear()
     return app

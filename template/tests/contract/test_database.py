@@ -1,5 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""The database: its schema, who may write, and what an answer means."""
+"""Tests of the database, its schema, its writers, and the meaning of an answer."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,11 @@ def test_a_new_database_gets_to_the_newest_revision(database: Path) -> None:
 
 
 def test_the_models_are_what_the_migrations_make(database: Path) -> None:
-    """A change of app/models.py needs its revision: `uv run alembic revision --autogenerate`."""
+    """Compare the models with the migrations.
+
+    A change of app/models.py needs its revision, which `uv run alembic revision --autogenerate`
+    makes.
+    """
     attributes = {"database": database}
     command.check(Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes))
 
@@ -49,7 +53,7 @@ def test_a_reader_cannot_write(probed: TestClient) -> None:
 
 
 def test_an_answer_comes_after_the_commit(app: FastAPI, probed: TestClient, database: Path) -> None:
-    # an answer that does not wait for this is here first
+    # An answer that does not wait for the commit would be here first
     event.listen(app.state.database.writer_engine, "commit", lambda _: time.sleep(0.2))
 
     assert probed.post("/contract/write").json() == 1
@@ -67,6 +71,6 @@ def test_a_copy_brings_tables_and_data_back(
     restored = tmp_path / "restored.db"
 
     assert backup.restore(copy, restored) is None
-    assert backup.restore(copy, restored) is not None  # where the one before is kept
+    assert backup.restore(copy, restored) is not None  # It says where the previous one is kept
     assert ask(restored) == [(1,)]
     assert ask(restored, tables) == ask(database, tables) != []

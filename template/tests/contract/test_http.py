@@ -1,5 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""HTTP: the health check, what is refused, and what an error says."""
+"""Tests of HTTP, for the health check, for refusals, and for errors."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .probes import CAUSE
 
 
 def test_health_follows_the_database(service: TestClient, database: Path) -> None:
-    """Also behind the service's own middleware, because the platform asks like anybody."""
+    """Ask behind the service's own middleware, because the platform asks like anybody else."""
     assert service.get("/health").status_code == 200
 
     moved = database.rename(database.with_name("moved.db"))

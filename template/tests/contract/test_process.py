@@ -1,5 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""The service as a real process, on a database of its own: it serves, and it stops."""
+"""Tests of the service as a real process on its own database, which serves and stops."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from app.chassis.sqlite import open_database
 from .conftest import HERE
 
 SECONDS = 60.0
-"""Time for a start, and for a stop, on a machine that is busy with other things."""
+"""Seconds for a start, and for a stop, on a machine that is busy with other things."""
 
 
 def is_healthy(client: httpx.Client) -> bool:
@@ -46,7 +46,7 @@ def use_and_stop(client: httpx.Client, process: "subprocess.Popen[bytes]") -> No
 def test_it_serves_and_a_stop_ends_streams_and_keeps_the_data(
     variables: dict[str, str], tmp_path: Path
 ) -> None:
-    """With the probes, and otherwise as `python -m app` starts it; pytest shows its log."""
+    """Start it with the probes, and otherwise as `python -m app` does. pytest shows its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

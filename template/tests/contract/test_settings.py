@@ -1,5 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""Settings: production refuses bad ones, and each can be looked up."""
+"""Tests of the settings. Production refuses bad ones, and each can be looked up."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_bad_settings_end_the_start_with_78_and_the_reason(variables: dict[str, 
 
 
 def test_every_setting_has_a_description_and_a_line_in_the_example() -> None:
-    """A description is `Field(description=...)`; `python -m app settings` shows them all."""
+    """Look for each `Field(description=...)`, all of which `python -m app settings` shows."""
     example = dotenv_values(PROJECT_ROOT / ".env.example")
     for name, field in Settings.model_fields.items():
         variable = listed.variable(Settings, name)

@@ -167,7 +167,7 @@ def backup(options: argparse.Namespace) -> int:
 
     settings = load_settings()
     if options.target is None and settings.app_uid is not None:
-        # A shell of root's also has to work as the service's user, who rotates these copies
+        # A root shell also has to work as the service's user, because the service rotates these
         storage.prepare(settings)
     copy = backups.backup(
         settings.database_path,

@@ -142,7 +142,7 @@ def docs(settings: ChassisSettings) -> Finding:
 
 
 def draining(settings: ChassisSettings, variables: Mapping[str, str]) -> Finding:
-    """Check that a stop has the time that it needs. It can be set in railway.json as well."""
+    """Check that a stop has the time that it needs. railway.json can set the time as well."""
     name = "deploy.draining"
     value = variables.get(DRAINING, "").strip()
     if not settings.on_railway:

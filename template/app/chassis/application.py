@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The FastAPI application with everything that app/main.py does not have to think of."""
+"""FastAPI application with the chassis's middleware, routes and error handlers."""
 
 import logging.config
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,23 +35,24 @@ logger = logging.getLogger(__name__)
 
 
 class Lifespan(Protocol):
-    """The service's own start and end: an asynchronous context manager around its life."""
+    """Asynchronous context manager for the service's own start and end."""
 
     def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]: ...
 
 
 class Application(FastAPI):
-    """FastAPI with the chassis's middleware around everything that a service adds to it.
+    """FastAPI application with the chassis's middleware around the service's own.
 
-    In the order of a request: the edge, CORS, the guard, the features' middleware, then the
-    service's, which therefore sees who really asks, and whose own answers carry what all carry.
+    A request passes the edge, CORS, the guard, the features' middleware, and then the service's
+    middleware. So the service's middleware sees the real client, and its own answers get the
+    headers that all answers get.
     """
 
     surrounding: Sequence[Middleware] = ()
-    """The chassis's and the features' own, the outermost first."""
+    """Middleware of the chassis and of the features, the outermost first."""
 
     entrance: ASGIApp | None = None
-    """Everything together, made for the first request, when nothing can be added any more."""
+    """Whole stack, which is built at the first request, when nothing can be added any more."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with the errors that routes do not describe themselves."""
@@ -72,7 +73,7 @@ class Application(FastAPI):
             if isinstance(route, Mount) and isinstance(route.app, FastAPI):
                 self.share(route.app)
         edge, *inner = self.surrounding
-        # A service's own CORS goes to the place of ours: a refusal of the guard needs it too.
+        # The service's own CORS goes outside the guard, because refusals need its headers too
         cors = [one for one in self.user_middleware if is_cors(one)]
         self.user_middleware = [one for one in self.user_middleware if not is_cors(one)]
         entrance: ASGIApp = super().__call__
@@ -81,9 +82,9 @@ class Application(FastAPI):
         return entrance
 
     def share(self, mounted: FastAPI) -> None:
-        """Give a mounted application the database, and the answers to errors, that it has not.
+        """Give a mounted application the database and the error handlers that it lacks.
 
-        Its routes see it in this one's place, as `request.app`.
+        Its routes see the mounted application as `request.app`, and not this one.
         """
         for name in set(self.state) - set(mounted.state):
             mounted.state[name] = self.state[name]
@@ -95,7 +96,7 @@ class Application(FastAPI):
                 self.share(route.app)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Answer also what is raised in the service's middleware, as if it were in a route."""
+        """Build the stack so that errors in the service's middleware are answered as in routes."""
         handlers = dict(self.exception_handlers)
         own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
         boundary = Middleware(ErrorBoundary, self.state.database.end_abandoned, *own[:1])
@@ -112,7 +113,7 @@ class Application(FastAPI):
 
 
 FASTAPIS: Final = frozenset({http_exception_handler, request_validation_exception_handler})
-"""Handlers that an application has by itself."""
+"""Exception handlers that every FastAPI application has by default."""
 
 
 def is_cors(middleware: Middleware) -> bool:
@@ -130,7 +131,7 @@ def create_application(
     Args:
         settings: The service's settings, also at `app.state.settings`.
         health_checks: The service's own checks for /health, by name.
-        lifespan: The service's own start and end; the database is open in between.
+        lifespan: The service's own start and end. The database is open in between.
     """
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     database = Database(settings.database_path, settings.sqlite_synchronous)
@@ -175,7 +176,7 @@ def create_application(
         Middleware(Edge, settings=settings),
         *[cors] * bool(settings.cors_origins),
         Middleware(Guard, settings=settings),
-        *app.user_middleware,  # the features'
+        *app.user_middleware,  # The features have added these
     ]
     app.user_middleware = []
     return app
@@ -188,7 +189,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            # Starlette names the methods of the first route that has the path.
+            # Starlette names only the methods of the first route that has the path
             path = request.url.path.removeprefix(request.scope.get("root_path", ""))
             headers["Allow"] = ", ".join(openapi.methods(request.app.routes, path))
         if error.status_code in {204, 304}:
@@ -197,7 +198,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        # without the input: it may be a password, and answers end up in logs
+        # The input is left out, because it may be a password and answers end up in logs
         kept = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
         return problem(422, jsonable_encoder(kept))
 

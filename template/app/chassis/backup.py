@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A consistent copy of the database while the service goes on writing, and the way back."""
+"""Backup and restore of the database. A backup is consistent while the service goes on writing."""
 
 import fcntl
 import glob
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 STAMP: Final = "%Y%m%dT%H%M%SZ"
 YOUNG: Final = 10.0
-"""Seconds that a backup's directory may be without its lock."""
+"""Seconds for which a backup's directory may be without its lock."""
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
 class Copy(NamedTuple):
-    """A copy in a directory, by the name that `backup` gave it."""
+    """Copy in a directory, found by the name that `backup` gave it."""
 
     path: Path
     made: datetime
@@ -49,23 +49,23 @@ def backup(
 ) -> Path:
     """Copy the database to a new file, check the copy, and only then give it its name.
 
-    SQLite's backup interface copies one consistent state in one step; a copy of the file
-    itself would miss what is still in the write-ahead log.
+    SQLite's backup interface copies one consistent state in one step. A copy of the file
+    itself would miss the changes that are still in the write-ahead log.
 
     Args:
         database: The database file.
         target: The file to make, which must not exist, or a directory for a file named after
-            the time; `backups` beside the database if None.
-        compress: Whether to compress it with gzip; also done if the target ends in `.gz`.
-        keep: Delete all but so many of the newest copies that were made in the directory.
+            the time. None stands for the directory `backups` beside the database.
+        compress: Whether to compress it with gzip. This is also done if the target ends in `.gz`.
+        keep: Number of the newest copies in the directory to keep. The others are deleted.
         reserve: Bytes that have to stay free, so that the service can go on writing.
 
     Returns:
-        The copy.
+        The path of the copy.
 
     Raises:
-        StartupError: The database cannot be read, the target exists or cannot be written, the
-            room does not suffice, or the copy is damaged.
+        StartupError: The database cannot be read, the target exists or cannot be written, there
+            is not enough room, or the copy is damaged.
     """
     if not database.is_file():
         raise StartupError(f"Backup: there is no database at {database}; start the service once.")
@@ -91,7 +91,7 @@ def backup(
             require_sound(copy)
             if compress:
                 copy = compressed(copy)
-            # a link instead of a rename: it fails if the target has appeared meanwhile
+            # A link fails if the target has appeared meanwhile, and a rename would replace it
             while True:
                 try:
                     os.link(copy, target)
@@ -99,7 +99,7 @@ def backup(
                 except FileExistsError:
                     if not named:
                         raise
-                    # another copy of the same second
+                    # Another copy was made in the same second and has the same name
                     time.sleep(0.1)
                     target = name_in(target.parent, database, compress=compress)
             sync_directory(target.parent)
@@ -113,13 +113,13 @@ def backup(
 
 
 def name_in(directory: Path, database: Path, *, compress: bool) -> Path:
-    """The copy's name in a directory: that of the database, with the time in UTC."""
+    """Return the path of a new copy, named after the database and the time in UTC."""
     return directory / f"{database.stem}-{datetime.now(UTC):{STAMP}}.db{'.gz' * compress}"
 
 
 @contextmanager
 def workspace(directory: Path) -> Iterator[Path]:
-    """A directory below the given one, locked until it is removed or this process has ended."""
+    """Yield a directory below the given one, locked until it is removed or this process ends."""
     with tempfile.TemporaryDirectory(prefix=".backup-", dir=directory) as made:
         descriptor = os.open(made, os.O_RDONLY)
         try:
@@ -130,12 +130,12 @@ def workspace(directory: Path) -> Iterator[Path]:
 
 
 def backups_directory(database: Path) -> Path:
-    """Where copies go that nobody has named a place for: on the volume."""
+    """Return the default directory for copies, which is on the volume."""
     return database.with_name("backups")
 
 
 def copies(directory: Path, database: Path) -> list[Copy]:
-    """The copies of the database in a directory, the newest first; other files are not seen."""
+    """Return the copies of the database in a directory, the newest first. Ignore other files."""
     form = re.compile(re.escape(database.stem) + r"-(\d{8}T\d{6}Z)\.db(\.gz)?")
     found = [
         Copy(path, datetime.strptime(match[1], STAMP).replace(tzinfo=UTC))
@@ -146,7 +146,10 @@ def copies(directory: Path, database: Path) -> list[Copy]:
 
 
 def rotate(directory: Path, database: Path, keep: int) -> None:
-    """Delete all but the newest copies; what a clock that ran ahead has named is left out."""
+    """Delete all but the newest copies. Leave out copies whose time is in the future.
+
+    A clock that ran ahead has named those.
+    """
     now = datetime.now(UTC)
     made = [copy.path for copy in copies(directory, database) if copy.made <= now]
     for path in made[keep:]:
@@ -154,15 +157,15 @@ def rotate(directory: Path, database: Path, keep: int) -> None:
 
 
 def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -> bool:
-    """Write the newest copy among the volume's own to a new file.
+    """Write the newest copy on the volume to a new file.
 
     Args:
-        settings: Which database.
+        settings: Settings with the path of the database.
         target: The file to write.
-        at: The moment that the copy may not be younger than.
+        at: The time that the copy must not be younger than.
 
     Returns:
-        Whether there was one.
+        True if there was such a copy.
     """
     database = settings.database_path
     for copy in copies(backups_directory(database), database):
@@ -173,7 +176,7 @@ def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -
 
 
 def total_size(database: Path) -> int:
-    """Bytes of the database with its log."""
+    """Return the size of the database with its log, in bytes."""
     parts = (database, database.with_name(f"{database.name}-wal"))
     return sum(part.stat().st_size for part in parts if part.exists())
 
@@ -189,14 +192,14 @@ def require_room(directory: Path, needed: int, doing: str) -> None:
 
 
 def copy_database(database: Path, copy: Path) -> None:
-    """Write one consistent state of the database to a new file, on the disk when this returns."""
+    """Write one consistent state of the database to a new file, and sync it to the disk."""
     source = open_database(database)
     try:
         destination = open_database(copy, create=True)
         try:
             with progress("Copying", lambda: total_size(copy), total_size(database)):
                 source.backup(destination, pages=-1)
-            # one file to carry away, without a log beside it
+            # The copy has to be one file, without a log beside it
             destination.execute("PRAGMA journal_mode=DELETE")
         finally:
             destination.close()
@@ -207,7 +210,7 @@ def copy_database(database: Path, copy: Path) -> None:
 
 
 def compressed(copy: Path) -> Path:
-    """Compress the copy beside itself, and read it back once."""
+    """Compress the copy into a file beside it, read that back once, and delete the original."""
     packed = copy.with_name(f"{copy.name}.gz")
     with (
         copy.open("rb") as source,
@@ -225,7 +228,7 @@ def compressed(copy: Path) -> Path:
 
 
 def unpack(copy: Path, target: Path) -> None:
-    """Write a copy to a new file, as it is or decompressed."""
+    """Write a copy to a new file, and decompress it if it is compressed."""
     opener = gzip.open if is_compressed(copy) else open
     with opener(copy, "rb") as source, target.open("xb") as destination:
         shutil.copyfileobj(source, destination)
@@ -240,7 +243,7 @@ def require_sound(database: Path) -> frozenset[str]:
     """Refuse a database that is damaged, and warn of rows that break a rule.
 
     Returns:
-        The revisions it is at.
+        The revisions of the database.
 
     Raises:
         StartupError: A page is damaged.
@@ -262,23 +265,23 @@ def require_sound(database: Path) -> frozenset[str]:
 def restore(
     copy: Path, database: Path, *, dry_run: bool = False, name: str | None = None
 ) -> Path | None:
-    """Put a copy in the database's place, and keep what was there beside it.
+    """Put a copy in the database's place, and keep the old database beside it.
 
-    The copy is checked, and brought to this code's schema, before anything changes. The
-    caller holds the lock, so that no service uses the database meanwhile.
+    The copy is checked and migrated to this code's schema before anything changes. The caller
+    holds the lock, so that no service uses the database meanwhile.
 
     Args:
-        copy: The file to restore, which may be compressed; it is left as it is.
+        copy: The file to restore, which may be compressed. It is not changed.
         database: The database file.
-        dry_run: Only say whether it could be done.
-        name: What messages call the copy.
+        dry_run: Only check that the restore could be done.
+        name: The name of the copy in messages.
 
     Returns:
-        Where the replaced database is kept, or None if there was none.
+        The path of the old database, or None if there was none.
 
     Raises:
-        StartupError: The copy is damaged, not this service's, or newer than this code; or its
-            migration failed.
+        StartupError: The copy is damaged, is not this service's or is newer than this code, or
+            its migration failed.
     """
     name = name or str(copy)
     if not copy.is_file():
@@ -317,9 +320,9 @@ def require_known(name: str, revisions: frozenset[str]) -> None:
 
 
 def set_aside(database: Path) -> Path:
-    """Link the database and its log under another name, and take the log away from the old one.
+    """Link the database and its log under another name, and delete the log under the old name.
 
-    A log left beside another database would be replayed into it.
+    SQLite would replay a log that lies beside another database into that database.
     """
     fold_log(database)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -335,12 +338,12 @@ def set_aside(database: Path) -> Path:
 
 
 def fold_log(database: Path) -> None:
-    """Bring the log into the database, which is then whole if the restore ends here.
+    """Checkpoint the log, so that the database is whole if the restore ends here.
 
     Raises:
         StartupError: Another process reads the database.
     """
-    with suppress(sqlite3.Error):  # a damaged one is set aside as it is
+    with suppress(sqlite3.Error):  # A damaged database is set aside as it is
         connection = open_database(database)
         try:
             (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
@@ -351,7 +354,7 @@ def fold_log(database: Path) -> None:
 
 
 def tidy(database: Path) -> None:
-    """Remove what a start, a restore or a backup that was killed has left.
+    """Remove the files that a killed start, restore or backup has left.
 
     The caller holds the lock.
     """
@@ -364,13 +367,14 @@ def tidy(database: Path) -> None:
         log = kept.with_name(f"{kept.name}-wal")
         with suppress(OSError):
             if kept.samefile(database) and not log.exists():
-                kept.unlink()  # not replaced after all: only a second name of the database
+                # The database was not replaced, so this is only a second name of it
+                kept.unlink()
 
 
 def tidy_copies(directory: Path) -> None:
-    """Remove what backups into the directory have left that were killed."""
+    """Remove what killed backups have left in the directory."""
     for path in directory.glob(".backup-*/"):
-        with suppress(OSError):  # it ends at this moment, or still runs
+        with suppress(OSError):  # The backup ends at this moment, or it still runs
             if time.time() - path.stat().st_mtime < YOUNG:
                 continue
             descriptor = os.open(path, os.O_RDONLY)

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The order in which the service starts; each step stands in the module it belongs to."""
+"""Order of the steps of the start. Each step is in the module that it belongs to."""
 
 import logging.config
 import os
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def start(settings: ChassisSettings) -> NoReturn:
-    """Start the production server; this process becomes it.
+    """Start the production server. This process becomes the server.
 
     Raises:
         StartupError: A step before the server failed.
@@ -26,7 +26,7 @@ def start(settings: ChassisSettings) -> NoReturn:
 
 
 def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
-    """Start the server for development; this process becomes it.
+    """Start the server for development. This process becomes the server.
 
     Raises:
         StartupError: A step before the server failed.
@@ -36,8 +36,8 @@ def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
 
 
 def prepare(settings: ChassisSettings, bind: str) -> None:
-    """Everything that has to be right before a server exists: storage, lock, port, data, schema."""
-    # in a container this is process 1, which a signal that nobody handles does not end
+    """Prepare storage, lock, port, data and schema, before a server exists."""
+    # In a container this is process 1, and a signal without a handler does not end that
     signal.signal(signal.SIGTERM, end)
     logs.capture(settings.log_format, settings.log_lines_per_second)
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
@@ -52,12 +52,12 @@ def prepare(settings: ChassisSettings, bind: str) -> None:
 
 
 def end(number: int, _: FrameType | None) -> NoReturn:
-    """Undo what is under way, and end with a shell's code for the signal."""
+    """Undo what is under way, and exit with the code that a shell gives for the signal."""
     sys.exit(128 + number)
 
 
 def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
-    """Replace this process, so that the one that gets SIGTERM is the one that serves."""
+    """Replace this process, so that the process that gets SIGTERM is the one that serves."""
     os.chdir(PROJECT_ROOT)
     environment = os.environ | {
         "LOG_LEVEL": settings.log_level,

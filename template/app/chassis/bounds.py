@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Bounds of what a connection may cost before there is a request: bytes, fields, seconds.
+"""Limits on the bytes, fields and seconds of a connection before there is a request.
 
-uvicorn has none, and the parser keeps a header until it ends, however long it gets. So bytes are
+uvicorn has no such limits, and its parser keeps a header of any length until it ends. So bytes are
 counted as they come in, before the parser can tell what they are.
 """
 
@@ -26,19 +26,22 @@ from app.chassis.logs import request_id
 from app.chassis.patience import PatientProtocol
 
 HEAD_BYTES: Final = 32 * 1024
-"""Most bytes of a request's first line and headers; Railway's edge lets no more through either."""
+"""Maximum bytes of a request's first line and headers. Railway's edge lets no more through."""
 
 HEAD_FIELDS: Final = 100
-"""Most headers of a request."""
+"""Maximum number of headers of a request."""
 
 HEAD_SECONDS: Final = 10.0
-"""Seconds for a request's headers, from the connection or, on one that was used, their begin."""
+"""Seconds for a request's headers.
+
+They count from the start of the connection, or of the headers if the connection was used before.
+"""
 
 PIPELINED: Final = 10
-"""Most requests that wait in a connection while another one is answered."""
+"""Maximum number of requests that wait in a connection while another one is answered."""
 
 LINGER: Final = 2.0
-"""Seconds for which a refused client may go on sending, so that it comes to read the answer."""
+"""Seconds for which a refused client may go on sending, so that it gets to read the answer."""
 
 REFUSALS: Final = {
     400: "This is no valid HTTP request",
@@ -56,8 +59,11 @@ UVICORNS: Final = (
     "connection rejected",
     "ASGI callable returned without completing handshake",
 )
-"""How lines begin that uvicorn logs of WebSockets: two or three each, some with the query. The
-access log has one; what has not answered is told of by ErrorBoundary."""
+"""Beginnings of the lines that uvicorn logs about WebSockets.
+
+There are two or three lines for each WebSocket, some with the query. The access log has one line
+already, and ErrorBoundary logs a WebSocket without an answer.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -66,26 +72,26 @@ logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.start
 
 @cache
 def warn_of_sockets() -> None:
-    """Say once in the life of a worker what is missing."""
+    """Warn once in the life of a worker that the library for WebSockets is missing."""
     logger.warning("A client has asked for a WebSocket, for which this takes `uv add websockets`")
 
 
 class TooMuch(Exception):  # noqa: N818, it never leaves this module
-    """End of the parser's work on a connection."""
+    """Error that ends the parser's work on a connection."""
 
 
 class BoundedProtocol(PatientProtocol):
-    """uvicorn's protocol for one connection, with bounds."""
+    """Protocol of uvicorn for one connection, with limits."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.in_head = self.in_body = False
         self.unused = 0
-        """Bytes that have come in since the parser last completed something."""
+        """Number of bytes that have come in since the parser last completed something."""
         self.split = False
-        """Whether the headers began in bytes that were not counted as unused."""
+        """True if the headers may have begun in bytes that `unused` does not count."""
         self.deaf = False
-        """Whether the connection is about to end, and what comes in is not looked at."""
+        """True if the connection is about to end, and incoming bytes are ignored."""
         self.deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -112,7 +118,7 @@ class BoundedProtocol(PatientProtocol):
                     self.refuse(400)
             else:
                 self._unsupported_upgrade_warning()
-                # Where the next request would begin is unknown.
+                # Nobody can tell where the next request would begin
                 self.deaf = True
                 self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
@@ -134,7 +140,7 @@ class BoundedProtocol(PatientProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > HEAD_FIELDS:
             raise TooMuch
-        # only where they can be too long
+        # The headers are only added up where they can be too long
         if (self.split or self.unused > HEAD_BYTES) and self.head_bytes() > HEAD_BYTES:
             raise TooMuch
         if not self.url.startswith((b"/", b"*")) and not self.is_for_host():
@@ -145,7 +151,7 @@ class BoundedProtocol(PatientProtocol):
         self.in_body = True
         self.unused = 0
         if not self.parser.should_upgrade():
-            # Fields that come after the body must not pass for headers: nobody has checked them.
+            # Trailer fields must not pass for headers, because nobody has checked them
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
@@ -164,7 +170,7 @@ class BoundedProtocol(PatientProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def is_for_host(self) -> bool:
-        """Tell whether a complete address, as proxies are asked for, names the Host that is asked.
+        """Return whether a complete address, as proxies get it, names the host of the Host header.
 
         https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
         """
@@ -173,9 +179,10 @@ class BoundedProtocol(PatientProtocol):
         return scheme.lower() in SCHEMES and [rest.partition(b"/")[0].lower()] == hosts
 
     def is_handshake(self) -> bool:
-        """Tell whether a WebSocket may begin so (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1).
+        """Return whether this is a valid handshake of a WebSocket.
 
-        What else asks for one, the library leaves without an answer or end, or answers itself.
+        The library leaves other handshakes without an answer or end, or answers them itself.
+        https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1
         """
         found = dict(self.headers)
         return (
@@ -187,10 +194,10 @@ class BoundedProtocol(PatientProtocol):
         )
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over; end it if the library cannot read what it is given."""
+        """Hand the connection to the library, and end it if the library cannot read the request."""
         super().handle_websocket_upgrade()
         library = getattr(self.transport.get_protocol(), "conn", None)
-        # a field of 8 KB, for one; it answers only what it could read
+        # The library only answers what it could read, and cannot read a field of 8 KB, for example
         if getattr(library, "handshake_exc", None) and not self.transport.is_closing():
             self.write_refusal(400)
             self.transport.close()
@@ -212,7 +219,7 @@ class BoundedProtocol(PatientProtocol):
             self.transport.close()
 
     def refuse(self, status: int) -> None:
-        """Answer what is no request, and end the connection; answers that are due come first."""
+        """Answer with an error and end the connection, after the answers that are due."""
         if self.deaf:
             return
         self.deaf = True
@@ -221,13 +228,14 @@ class BoundedProtocol(PatientProtocol):
             self.cycle.keep_alive = False
             return
         if self.in_body and (not busy or self.pipeline or self.cycle.response_started):
-            self.transport.close()  # a second answer would be taken for that to the next request
+            # A second answer would be taken for the answer to the next request
+            self.transport.close()
             return
         if busy:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.headers:
-            self.headers.clear()  # of which there may be many
+            self.headers.clear()  # There may be many of them
         self.write_refusal(status)
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)

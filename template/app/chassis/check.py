@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app check`: runs the checks, here or against variables from elsewhere."""
+"""Command `python -m app check`, which runs the checks, here or on variables from elsewhere."""
 
 import json
 import os
@@ -26,8 +26,9 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
     """Run every check that applies.
 
     Args:
-        variables: Check these instead of this process's environment and .env, as a deployment
-            would have them. What only its machine knows, such as the volume, is left out.
+        variables: Variables of a deployment, which are checked instead of this process's
+            environment and .env. Facts that only its machine knows, such as the volume, are left
+            out.
     """
     here = variables is None
     with environment(variables):
@@ -55,7 +56,7 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
 
 
 def problem(text: str) -> Finding:
-    """A setting's problem; its message ends in what to do."""
+    """Return the finding for a setting's problem, whose message ends in the advice."""
     name, _, message = text.partition(": ")
     verdict, _, advice = message.partition("; ")
     return Finding(f"settings.{name}", "failed", verdict, advice or f"correct {name}")
@@ -63,7 +64,7 @@ def problem(text: str) -> Finding:
 
 @contextmanager
 def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
-    """Only these variables and what programs need to run; or the environment as it is."""
+    """Set only these variables and those that programs need to run. None changes nothing."""
     if variables is None:
         yield
         return
@@ -71,7 +72,7 @@ def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
     os.environ.clear()
     os.environ.update({name: before[name] for name in KEPT if name in before})
     os.environ.update(variables)
-    # what is about to be deployed is production, unless it says otherwise
+    # A deployment is production unless its variables say otherwise
     if not variables.get("RAILWAY_ENVIRONMENT_ID", "").strip():
         os.environ.setdefault("ENVIRONMENT", "production")
     try:
@@ -82,13 +83,13 @@ def environment(variables: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def read_variables(source: str) -> dict[str, str]:
-    """Variables as `railway variable list --json` prints them, or as lines of an env file.
+    """Read variables from the output of `railway variable list --json` or from an env file.
 
     Args:
         source: A file, or `-` for standard input.
 
     Raises:
-        StartupError: It cannot be read, or is neither.
+        StartupError: The source cannot be read, or is neither of the two.
     """
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
@@ -97,14 +98,14 @@ def read_variables(source: str) -> dict[str, str]:
         raise StartupError(f"Check: {source} cannot be read: {reason}.") from None
     is_json = text.lstrip().startswith(("{", "["))
     found = from_json(text, source) if is_json else from_lines(text, source)
-    # what no process can be given, and os.environ refuses with an error of its own
+    # No process can have such variables, and os.environ refuses them with an error of its own
     if any(not name or "=" in name or "\0" in name + value for name, value in found.items()):
         raise StartupError(f"Check: {source} has a name or a value that no variable can have.")
     return found
 
 
 def from_json(text: str, source: str) -> dict[str, str]:
-    """An object of names and values, or a list of objects with `name` and `value`."""
+    """Read an object of names and values, or a list of objects with `name` and `value`."""
     try:
         given = json.loads(text)
         if isinstance(given, list):
@@ -123,10 +124,10 @@ def from_json(text: str, source: str) -> dict[str, str]:
 
 
 def from_lines(text: str, source: str) -> dict[str, str]:
-    """Read an env file as the service itself reads it: with python-dotenv."""
+    """Read an env file with python-dotenv, as the service itself does."""
     for statement in parse_stream(StringIO(text)):
         if statement.error:
-            # never the line itself: it may hold a secret
+            # The message never shows the line itself, which may hold a secret
             line = statement.original.line
             raise StartupError(f"Check: line {line} of {source} is not of the form NAME=VALUE.")
     given = dotenv_values(stream=StringIO(text))
@@ -141,7 +142,7 @@ def is_failed(findings: Iterable[Finding]) -> bool:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """An object with the status of the whole and every finding."""
+    """Return a JSON object with the status of the whole and every finding."""
     return json.dumps(
         {
             "status": "failed" if is_failed(findings) else "ok",
@@ -152,7 +153,7 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """A line for every finding, another one for its advice, and one that counts them."""
+    """Return a line for every finding, another one for its advice, and one that counts them."""
     width = max(len(finding.id) for finding in findings)
     lines = []
     for finding in findings:

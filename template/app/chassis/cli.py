@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The commands of `python -m app`. Each imports only what it needs."""
+"""Commands of `python -m app`. Each command imports only what it needs."""
 
 import argparse
 import logging.config
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; without one, start the service.
+    """Run one command, or start the service if none is given.
 
     Returns:
         The exit code: 0, or that of the error whose message went to stderr.
@@ -167,7 +167,7 @@ def backup(options: argparse.Namespace) -> int:
 
     settings = load_settings()
     if options.target is None and settings.app_uid is not None:
-        # as the service's user, also from a shell of root's: the service rotates these
+        # A root shell also has to work as the service's user, because the service rotates these
         storage.prepare(settings)
     copy = backups.backup(
         settings.database_path,
@@ -210,7 +210,11 @@ def restore(options: argparse.Namespace) -> int:
 
 
 def template(options: argparse.Namespace) -> int:
-    """0 when in step, 1 when behind, changed or to settle, 2 when it cannot be told or done."""
+    """Hand over to the template's command, which takes the place of this process.
+
+    Its exit code is 0 if this is in step, 1 if it is behind, changed or has something to settle,
+    and 2 if that cannot be told or done.
+    """
     from app.chassis import template as templates
 
     templates.hand_over([options.task, *options.options])
@@ -228,7 +232,7 @@ def positive(text: str) -> int:
 
 
 def moment(text: str) -> datetime:
-    """A time in the past; without its zone nobody could know which one is meant."""
+    """Read a time in the past. It needs a zone, or nobody could know which time is meant."""
     try:
         value = datetime.fromisoformat(text)
     except ValueError:

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""One run of something for all who ask for it at the same time."""
+"""Single flight, which is one run of a function for all who ask for it at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,10 +10,12 @@ Result = TypeVar("Result")
 
 
 class Coalesced(Generic[Result]):
-    """Runs a function once at a time; all get the result of a run that began after they asked.
+    """Single flight of a function, which runs only once at a time.
+
+    All callers get the result of a run that began after they asked.
 
     Args:
-        function: What to run; it has to end.
+        function: The function to run. It has to end.
     """
 
     def __init__(self, function: Callable[[], Awaitable[Result]]) -> None:
@@ -22,17 +24,17 @@ class Coalesced(Generic[Result]):
         self.runs: asyncio.Task[None] | None = None
 
     async def __call__(self) -> Result:
-        """The result, or the exception, of the next run."""
+        """Return the result of the next run, or raise its exception."""
         if self.next is None:
             self.next = asyncio.get_running_loop().create_future()
         mine = self.next
         if self.runs is None or self.runs.done():
-            # of no request: who asked first may be gone before the run is over
+            # The run belongs to no request, because the first caller may be gone before its end
             self.runs = asyncio.create_task(self.run(), context=Context())
         return await asyncio.shield(mine)
 
     async def run(self) -> None:
-        """Until nobody waits."""
+        """Run the function until nobody waits."""
         while (future := self.next) is not None:
             self.next = None
             try:

@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""SQLite behind SQLAlchemy: many readers and one writer on one file.
+"""SQLite behind SQLAlchemy, with many readers and one writer on one file.
 
-Sessions are synchronous and belong in `def` routes, which run in threads: SQLite has no
+Sessions are synchronous and belong in `def` routes, which run in threads. SQLite has no
 network to wait for, and this is faster than an asynchronous driver. A route asks for
-`Reader` or `Writer`, so its signature says what it may do; see app/chassis/routing.py.
+`Reader` or `Writer`, so its signature says what it may do. See app/chassis/routing.py.
 """
 
 import asyncio
@@ -47,46 +47,48 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 READERS: Final = 4
-"""Routes that read at once: more do not read faster, and leave the writer less of the CPU.
+"""Maximum number of routes that read at the same time.
 
-Routes that are not a DatabaseRoute may have as many connections again. Code outside of a route,
-as streams are, may have twice as many, and takes none from the routes.
+More do not read faster, and leave the writer less of the CPU. Routes that are not a DatabaseRoute
+may have as many connections again. Code outside of a route, such as a stream, may have twice as
+many, and takes none from the routes.
 """
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for the write lock, in this process and between processes."""
 
 READERS_WAIT: Final = 2.0
-"""Seconds that a route may wait to read before /health says so."""
+"""Seconds that a route may wait to read before /health reports it."""
 
 COLLECT_AFTER: Final = 0.1
-"""Seconds to wait for other clients that leave, too, before the collector is called."""
+"""Seconds to wait for other clients that also leave, before the garbage collector runs."""
 
 GROUP: Final = 64
-"""Routes that write in one transaction at most."""
+"""Maximum number of routes that write in one transaction."""
 
 GROUP_SECONDS: Final = 0.02
-"""Seconds after which such a transaction takes in no other: those in it wait for the commit."""
+"""Seconds after which such a transaction takes no more routes. Its routes wait for the commit."""
 
 WRITER_POLL: Final = 0.005
 """Seconds that SQLite itself waits for the write lock before this module tries again."""
 
 HAS_DEFERRED: Final = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%INITIALLY DEFERRED%'"
-"""What finds foreign keys that SQLite checks at the commit only."""
+"""Query that finds foreign keys that SQLite checks only at the commit."""
 
 JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 
 
 class DatabaseBusyError(Exception):
-    """The write lock was not free within BUSY_TIMEOUT."""
+    """Error raised when the turn to read or the write lock did not come within BUSY_TIMEOUT."""
 
 
 class DatabaseFile:
-    """The file that this process has started with, and whether it is still in its place.
+    """File that this process has started with, and the checks that it is still in its place.
 
-    An open connection outlives its file: what it writes after a delete is lost. A new one harms
-    what it finds: SQLite deletes the write-ahead log of an empty file, and replays it into
-    whatever else has taken the database's name. So both are preceded by a look at the file.
+    An open connection outlives its file, and what it writes after a delete is lost. A new
+    connection harms the file that it finds. SQLite deletes the write-ahead log of an empty file,
+    and replays the log into any other file that has taken the database's name. So this file is
+    checked before both.
 
     Args:
         path: The database file. If it is missing, the first one to appear counts.
@@ -96,12 +98,13 @@ class DatabaseFile:
         self.path = path
         self.log = path.with_name(f"{path.name}-wal")
         self._log_identity: tuple[int, int] | None = None
-        # Open until the connections are closed: to close it gives up their locks (fcntl(2)).
+        # It stays open until the connections are closed, because closing it gives up their
+        # locks (fcntl(2))
         self._descriptor: int | None = None
         self.fault()
 
     def fault(self) -> str | None:
-        """What is wrong with the file, in words that may be shown to whoever asks."""
+        """Return what is wrong with the file, in words that clients may see, or None."""
         try:
             found = os.stat(self.path)
             if self._descriptor is None:
@@ -124,15 +127,15 @@ class DatabaseFile:
         """Refuse to go on without the file.
 
         Raises:
-            sqlalchemy.exc.OperationalError: It is not what it was.
+            sqlalchemy.exc.OperationalError: The file is not what it was.
         """
         self.refuse(self.fault())
 
     def require_written(self) -> None:
-        """After a commit, refuse to call it a success if it cannot be one.
+        """Refuse to call a commit a success if it cannot be one.
 
-        A file system that turned read-only under it may have synced nothing and said nothing: of
-        ext4, fsync(2) has nothing more to do then.
+        A file system that turned read-only during the commit may have synced nothing without an
+        error. On ext4, fsync(2) has nothing more to do then.
 
         Raises:
             sqlalchemy.exc.OperationalError: The file is not what it was, or cannot be written.
@@ -153,22 +156,22 @@ class DatabaseFile:
             raise exc.OperationalError(None, None, error)
 
     def hold_to_log(self) -> None:
-        """The writer has its log open: whoever deletes it from now on deletes commits.
+        """Remember the log that the writer has open. Whoever deletes it now deletes commits.
 
-        To stop the service saves them, because the last connection to be closed writes them
-        to the database.
+        A stop of the service saves the commits, because the last connection that closes writes
+        them to the database.
         """
         self._log_identity = self._log_identity or identity(self.log)
 
     def let_go_of_log(self) -> None:
-        """The writer is closed, and may take its log with it."""
+        """Forget the log, because the writer is closed and may delete it."""
         self._log_identity = None
 
     def is_read_only(self) -> bool:
-        """Whether writing is refused by the file's permissions or by the file system.
+        """Return whether the file's permissions or the file system refuse writes.
 
-        SQLite's BEGIN IMMEDIATE writes nothing to the disk, and is granted: a new connection
-        can be given the descriptor of one that was opened in better times.
+        SQLite's BEGIN IMMEDIATE does not show this, because it writes nothing to the disk. A new
+        connection can get the descriptor of an older one that was opened before the fault.
         """
         try:
             with tempfile.TemporaryFile(dir=self.path.parent):
@@ -177,7 +180,7 @@ class DatabaseFile:
             return error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
 
     def close(self) -> None:
-        """After the connections."""
+        """Close the file. The connections have to be closed before it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -196,22 +199,22 @@ UNAVAILABLE: Final = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
-"""Result codes that speak of the file, not of the statement (https://sqlite.org/rescode.html)."""
+"""Result codes about the file, not about the statement (https://sqlite.org/rescode.html)."""
 
 
 class Database:
-    """The two engines on one file, and their sessions.
+    """Engines for reading and writing on one file, and their sessions.
 
     Args:
-        path: The database file; it has to exist.
-        synchronous: SQLite's `synchronous`: FULL survives a power cut with every commit,
-            NORMAL may lose the last ones.
+        path: The database file, which has to exist.
+        synchronous: SQLite's `synchronous`. FULL keeps every commit in a power cut, and NORMAL
+            may lose the last ones.
     """
 
     def __init__(self, path: Path, synchronous: str = "FULL") -> None:
         self.path = path
         self.file = DatabaseFile(path)
-        # code outside of a route, as a stream is, cannot take a connection from the routes
+        # Code outside of a route, such as a stream, must not take a connection from the routes
         self.reader_engine = reader_engine(self.file)
         self._route_engine = reader_engine(self.file)
         self.writer_engine = writer_engine(self.file, synchronous)
@@ -228,9 +231,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A writing session for code outside of the server: committed at the end.
+        """Yield a writing session for code outside of the server, and commit it at the end.
 
-        In the server use `run_writing`: a thread that waits here is one that routes cannot have.
+        In the server use `run_writing`, because routes cannot have a thread that waits here.
         """
         with lent(self._lend(bind=self.writer_engine)) as session, session.begin():
             yield session
@@ -252,8 +255,8 @@ class Database:
     async def run_writing(self, function: Callable[[Session], Result]) -> Result:
         """Call a function with a writing session and commit it, all in one thread.
 
-        Those that wait for the writer share a transaction, and so the wait for the disk; each
-        is behind a savepoint of its own, and has its result when all are committed.
+        Functions that wait for the writer share a transaction, and so the wait for the disk. Each
+        one has a savepoint of its own, and gets its result when all are committed.
 
         Raises:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
@@ -269,7 +272,7 @@ class Database:
         return await self._writer.run(write, BUSY_TIMEOUT, groups=True)
 
     def _write_together(self, works: Sequence[Work[Any]]) -> None:
-        """In the writer's thread: as few transactions as it takes."""
+        """Do the works in as few transactions as possible. This runs in the writer's thread."""
         if not works[0].groups:
             call_each(works)
             return
@@ -277,9 +280,9 @@ class Database:
             works = works[self._transact(works) :]
 
     def _transact(self, works: Sequence[Work[Any]]) -> int:
-        """One transaction with at least one of the works; how many, from the first, are settled."""
+        """Run one transaction with the first works, and return how many it settles (1 or more)."""
         begun = 0
-        # one wait for the turn and for the lock: the first has waited the longest
+        # The wait for the turn counts for the lock too, and the first has waited the longest
         engine = self._writer_waiting(works[0].left)
         try:
             if len(works) == 1:
@@ -289,28 +292,30 @@ class Database:
                 with engine.connect() as connection, connection.begin():
                     until = time.monotonic() + GROUP_SECONDS
                     if connection.exec_driver_sql(HAS_DEFERRED).first():
-                        until = 0.0  # the commit would refuse all of them for one's rows
+                        until = 0.0  # The commit would refuse all works for the rows of one
                     while begun < len(works) and (not begun or time.monotonic() < until):
                         work = works[begun]
                         begun += 1
                         work.call(connection)
                         if not in_transaction(connection):
-                            # as on a full disk: everything is undone
+                            # SQLite has undone everything, as on a full disk
                             work.error = cause(work.error)
                             raise work.error
             self.file.require_written()
         except Exception as error:
-            # of these nothing is in the database; without a lock, nobody but the first knows yet
+            # Nothing of these works is in the database. Without a lock only the first one fails,
+            # because the others may still get it
             begun = max(begun, 1)
             if begun > 1 and isinstance(error, exc.IntegrityError):
-                error = DatabaseBusyError()  # one has deferred its foreign keys: who, nobody knows
+                # One of them has deferred its foreign keys, and nobody knows which one
+                error = DatabaseBusyError()
             for work in works[:begun]:
                 work.error = work.error or error
         return begun
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Session]:
-        """A reading session for as long as a coroutine needs it: one consistent view.
+        """Yield a reading session with one consistent view, for as long as a coroutine needs it.
 
         Raises:
             DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
@@ -321,8 +326,8 @@ class Database:
         except TimeoutError:
             raise DatabaseBusyError from None
         try:
-            # Nothing here waits: a session connects at its first statement, and ending a
-            # read transaction touches no disk.
+            # Nothing here waits, because a session connects at its first statement, and the end
+            # of a read transaction touches no disk
             with lent(self._lend(bind=self._route_engine)) as session:
                 yield session
         finally:
@@ -330,7 +335,7 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Session]:
-        """A writing session for as long as a coroutine needs it, committed at the end.
+        """Yield a writing session for as long as a coroutine needs it, and commit it at the end.
 
         Raises:
             DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
@@ -342,10 +347,10 @@ class Database:
             self.file.require_written()
 
     async def look_at_readers(self) -> None:
-        """Say so, as a check of /health, if nobody can read without waiting for others.
+        """Check for /health that routes and other code can read without waiting for others.
 
         Raises:
-            Degraded: Something keeps the sessions of `read`, or all of the routes' threads.
+            Degraded: Something keeps all sessions of `read`, or all of the routes' threads.
         """
         if checked_out(self.reader_engine) >= 2 * READERS:
             raise Degraded("every session outside of routes is taken: something keeps them")
@@ -358,8 +363,8 @@ class Database:
     def end_abandoned(self) -> None:
         """End the sessions of generators whose clients have left.
 
-        Nothing refers to such a generator but the error that has cancelled it, in a circle that
-        Python's collector would find after minutes.
+        Only the error that has cancelled such a generator refers to it. The two form a reference
+        cycle, which Python's collector would find after minutes.
         """
         open_sessions = checked_out(self.reader_engine) or self._open_readers.value < READERS
         if open_sessions and not self._collecting:
@@ -371,11 +376,11 @@ class Database:
         gc.collect()
 
     def _writer_waiting(self, seconds: float) -> Engine:
-        """The writer's engine, to wait so long for the lock."""
+        """Return the writer's engine with this timeout for the lock."""
         return self._writer_options(busy_timeout=round(seconds, 1))
 
     def dispose(self) -> None:
-        """Close the pooled connections."""
+        """Close the threads, the pooled connections and the file."""
         self._readers.close()
         self._writer.close()
         for engine in (self.reader_engine, self._route_engine, self.writer_engine):
@@ -384,7 +389,7 @@ class Database:
 
 
 def reader_engine(file: DatabaseFile) -> Engine:
-    """Connections that see one consistent state each, and refuse to write."""
+    """Return an engine whose connections see one consistent state each, and refuse to write."""
     pragmas = {"foreign_keys": "ON", "query_only": "ON"}
     return make_engine(
         file, "BEGIN", pragmas, size=READERS, overflow=READERS, busy_timeout=BUSY_TIMEOUT
@@ -392,7 +397,7 @@ def reader_engine(file: DatabaseFile) -> Engine:
 
 
 def writer_engine(file: DatabaseFile, synchronous: str = "FULL") -> Engine:
-    """The one connection that writes."""
+    """Return the engine of the one connection that writes."""
     pragmas = {
         "foreign_keys": "ON",
         "synchronous": synchronous,
@@ -405,7 +410,7 @@ def writer_engine(file: DatabaseFile, synchronous: str = "FULL") -> Engine:
 
 
 def migration_engine(file: DatabaseFile) -> Engine:
-    """A connection that may change the schema."""
+    """Return an engine whose connection may change the schema."""
     pragmas = {"foreign_keys": "OFF"}
     return make_engine(file, "BEGIN IMMEDIATE", pragmas, size=1, busy_timeout=WRITER_POLL)
 
@@ -419,9 +424,9 @@ def make_engine(
     busy_timeout: float,
     overflow: int = 0,
 ) -> Engine:
-    """An engine whose transactions start with the given statement.
+    """Return an engine whose transactions start with the given statement.
 
-    The driver's own transactions begin only at the first write: two read-modify-writes
+    The driver's own transactions begin only at the first write. Two read-modify-writes
     can then both read before either writes, and one update is lost.
     """
 
@@ -442,7 +447,7 @@ def make_engine(
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        file.require()  # SQLite has opened what is there now, and has not yet read it
+        file.require()  # SQLite has opened the file that is there now, and not read it yet
         cursor = connection.cursor()
         for name, value in pragmas.items():
             cursor.execute(f"PRAGMA {name}={value}")
@@ -462,8 +467,8 @@ def make_engine(
 def begin_when_free(connection: Connection, statement: str) -> None:
     """Start a transaction, trying again while another process holds the write lock.
 
-    SQLite's own waiting backs off up to 0.1 s a try; with several processes somebody
-    then waits for seconds. Short tries keep the wait near the length of a transaction.
+    SQLite's own wait backs off up to 0.1 s a try. With several processes, one of them then
+    waits for seconds. Short tries keep the wait near the length of a transaction.
 
     Raises:
         DatabaseBusyError: The lock was not free within BUSY_TIMEOUT.
@@ -488,13 +493,13 @@ def begin_when_free(connection: Connection, statement: str) -> None:
 
 
 def in_transaction(connection: Connection) -> bool:
-    """Whether SQLite is, whatever SQLAlchemy believes."""
+    """Return whether SQLite is in a transaction, whatever SQLAlchemy believes."""
     driver: Any = connection.connection.dbapi_connection
     return bool(driver.in_transaction)
 
 
 def cause(error: BaseException | None) -> BaseException:
-    """Why SQLite undid a transaction; the errors after it only say that there is none any more."""
+    """Return why SQLite undid a transaction. Later errors only say that there is none any more."""
     earlier = error
     while earlier is not None:
         if isinstance(earlier, exc.DBAPIError) and is_unavailable(earlier):
@@ -504,14 +509,14 @@ def cause(error: BaseException | None) -> BaseException:
 
 
 def checked_out(engine: Engine) -> int:
-    """Return how many of its connections are in use."""
+    """Return how many connections of the engine are in use."""
     pool: Any = engine.pool
     found: int = pool.checkedout()
     return found
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file, or None without one."""
+    """Return the device and inode of the file, or None if it cannot be found."""
     try:
         status = os.stat(path)
     except OSError:
@@ -520,7 +525,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def is_unavailable(error: exc.DBAPIError) -> bool:
-    """Whether the database itself failed, rather than what was asked of it."""
+    """Return whether the database itself failed, and not only the statement."""
     code: int = getattr(error.orig, "sqlite_errorcode", 0)
     return code & 0xFF in UNAVAILABLE
 
@@ -528,8 +533,9 @@ def is_unavailable(error: exc.DBAPIError) -> bool:
 def find_conflict(error: exc.IntegrityError) -> tuple[str, list[str]] | None:
     """Return what a request conflicts with, and the columns if SQLite names them.
 
-    NOT NULL and CHECK depend on nothing that is stored, so a request that breaks them should have
-    been refused before: that is the service's error, as what a trigger of its own refuses.
+    NOT NULL and CHECK depend on nothing that is stored, so the service should have refused a
+    request that breaks them. That is the service's error, like a refusal of its own trigger, and
+    the result is None.
     """
     text = str(error.orig)
     if text.startswith("FOREIGN KEY constraint failed"):
@@ -559,10 +565,10 @@ async def get_writer(request: HTTPConnection) -> AsyncIterator[Session]:
 
 
 def require_short(request: HTTPConnection) -> None:
-    """Refuse to lend a session for as long as a WebSocket lasts: a few would have them all.
+    """Refuse to lend a session to a WebSocket. It lasts long, and a few would keep all sessions.
 
     Raises:
-        RuntimeError: It is a WebSocket; with the right way.
+        RuntimeError: The request is a WebSocket. The message names the right way.
     """
     if request.scope["type"] == "websocket":
         raise RuntimeError(
@@ -572,6 +578,6 @@ def require_short(request: HTTPConnection) -> None:
         )
 
 
-# "function": the session ends, and a writer's is committed, before the response is sent.
+# With "function" the session ends, and a writer's is committed, before the response is sent
 Reader = Annotated[Session, Depends(get_reader, scope="function")]
 Writer = Annotated[Session, Depends(get_writer, scope="function")]

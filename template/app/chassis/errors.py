@@ -8,13 +8,13 @@ EX_CONFIG: Final = getattr(os, "EX_CONFIG", 78)
 
 
 class StartupError(Exception):
-    """The service cannot start; the message says what to change."""
+    """Error that keeps the service from starting. The message says what to change."""
 
     exit_code = 1
 
 
 class ConfigurationError(StartupError):
-    """Settings that must not be served with; carries every problem found."""
+    """Error for settings that must not be served with. It carries every problem found."""
 
     exit_code = EX_CONFIG
 

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Python's garbage collector, where it would look for what is not there."""
+"""Pause of Python's garbage collector while there is no garbage to find."""
 
 import gc
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """For imports: nearly all that they make is kept, and looking through it takes a while."""
+    """Pause the garbage collector during imports.
+
+    Nearly all objects that imports make are kept, and it takes a while to look through them.
+    """
     gc.disable()
     try:
         yield
     finally:
-        # to the oldest objects: as new ones, all would be looked through at once
+        # These two calls make the new objects old, or all would be looked through at once
         gc.freeze()
         gc.unfreeze()
         gc.enable()

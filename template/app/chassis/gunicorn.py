@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""gunicorn's configuration file, named by app/chassis/server.py.
+"""Configuration file of gunicorn, named by app/chassis/server.py.
 
-The parent process imports this and nothing heavier: settings arrive as command-line
+The parent process imports this and nothing heavier. Settings arrive as command-line
 options and as the three LOG_ variables.
 """
 
@@ -9,19 +9,20 @@ import gc
 import os
 
 from app.chassis import deadlines, logs
-from app.chassis import shared as shared  # before the fork, which is what makes it shared
+from app.chassis import shared as shared  # The import before the fork makes the memory shared
 
 worker_class = "app.chassis.worker.Worker"
 timeout = 30
 graceful_timeout = deadlines.WORKERS
 keepalive = 65
 control_socket_disable = True
-# in memory where possible: a worker that waits for a slow disk would look as if it hung
+# The directory is in memory where possible, because a worker that waits for a slow disk would
+# look as if it hung
 MEMORY = "/dev/shm"  # noqa: S108, its name on every Linux
 worker_tmp_dir = MEMORY if os.access(MEMORY, os.W_OK) else None
 accesslog = None
 if own := os.environ.pop("SERVICE_STDOUT", ""):
-    # what runs around the server has another, see litestream/relay.py
+    # The process around the server has another stdout, see litestream/relay.py
     os.dup2(int(own), 1)
     os.close(int(own))
 form = os.environ.get("LOG_FORMAT", "text")
@@ -30,13 +31,16 @@ logconfig_dict = logs.config(os.environ.get("LOG_LEVEL", "INFO"), form)
 
 
 def pre_fork(_: object, __: object) -> None:
-    """Share this process's memory with the worker: a look for garbage would write into it."""
+    """Keep the collector away from this process's memory, so that workers can share it.
+
+    A look for garbage would write into the memory.
+    """
     gc.freeze()
 
 
 def on_exit(_: object) -> None:
-    """When the workers have ended: nothing is written any more."""
-    # imported only now: it brings the settings' libraries with it
+    """Flush the last changes when the workers have ended and nothing is written any more."""
+    # The import comes only now, because it brings the settings' libraries with it
     from app.chassis import replication
 
     replication.flush()

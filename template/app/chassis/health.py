@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`/health` proves the database; `/health/live` only that the process answers.
+"""Health routes. `/health` checks the database, `/health/live` only that the process answers.
 
-A pooled `SELECT 1` goes on answering after the file is deleted, replaced, or its volume
-unmounted. This opens the file afresh, takes the write lock, reads the schema's revision
-and lets go again; all who ask at the same time share one proof, begun after they asked.
+A pooled `SELECT 1` goes on answering after the file is deleted or replaced, or its volume is
+unmounted. So `/health` opens the file afresh, takes the write lock, reads the schema's revision
+and releases the lock. Requests at the same time share one check, which begins after they asked.
 """
 
 import inspect
@@ -25,14 +25,14 @@ from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 from app.chassis.verdict import Degraded, Details, Status, Verdict
 
-# services that come from the first release import these two from here
+# Services that come from the first release import these two from here
 from app.chassis.verdict import HealthCheck as HealthCheck
 from app.chassis.verdict import Unhealthy as Unhealthy
 
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT: Final = 3.0
-"""Seconds until a check that has not answered counts as failed."""
+"""Seconds until a check without an answer counts as failed."""
 
 LOCK_TIMEOUT: Final = 2.0
 """Seconds to wait for the database's write lock."""
@@ -48,7 +48,7 @@ class CheckResult(TypedDict):
 
 
 Outcome = tuple[CheckResult, Exception | None]
-"""A check's result, and the error that it raised, which only the log may show."""
+"""Result of a check, and the error that it raised, which only the log may show."""
 
 
 class Health(TypedDict):
@@ -59,7 +59,7 @@ class Health(TypedDict):
 
 
 class DatabaseHealth:
-    """What /health asks about the database; made once, when the service starts."""
+    """Checks of /health for the database and its volume, made once when the service starts."""
 
     def __init__(self, settings: ChassisSettings, file: DatabaseFile) -> None:
         self.settings = settings
@@ -69,7 +69,7 @@ class DatabaseHealth:
         self.heads = migrate.head_revisions()
 
     def database(self) -> None:
-        """The file is there, is a database, can be written, and has this code's schema."""
+        """Check that the file is there, is a database, is writable, and has this code's schema."""
         if fault := self.file.fault():
             raise Unhealthy(fault)
         if self.file.is_read_only():
@@ -88,7 +88,7 @@ class DatabaseHealth:
             raise Unhealthy("the database is not at this release's schema")
 
     def disk(self) -> None:
-        """The volume has room for more than a few transactions."""
+        """Check that the volume has room for more than a few transactions."""
         try:
             status = os.statvfs(self.path.parent)
         except OSError as error:
@@ -101,7 +101,7 @@ class DatabaseHealth:
 
 
 def explain(error: sqlite3.DatabaseError) -> str:
-    """What is wrong in words of our own: the driver's text can contain paths and SQL."""
+    """Return a message of our own, because the driver's text can contain paths and SQL."""
     reasons = {
         sqlite3.SQLITE_BUSY: "the database is locked",
         sqlite3.SQLITE_READONLY: "the database is read-only",
@@ -115,7 +115,7 @@ def explain(error: sqlite3.DatabaseError) -> str:
 
 
 async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outcome:
-    """Run one check, bounded in time whatever it does."""
+    """Run one check with a time limit, whatever it does."""
     try:
         with anyio.fail_after(CHECK_TIMEOUT):
             if inspect.iscoroutinefunction(check):
@@ -143,13 +143,13 @@ def failed(verdict: Verdict) -> CheckResult:
 
 
 def worst(results: Iterable[CheckResult]) -> Status:
-    """The status of the whole: that of its worst part."""
+    """Return the status of the whole, which is that of its worst part."""
     order: tuple[Status, ...] = ("ok", "degraded", "failed")
     return max((result["status"] for result in results), key=order.index, default="ok")
 
 
 async def check_all(checks: Mapping[str, HealthCheck], limiters: Limiters) -> dict[str, Outcome]:
-    """The outcomes, in the order of the checks, which run at the same time."""
+    """Run the checks at the same time, and return the outcomes in the order of the checks."""
     results: dict[str, Outcome] = {}
 
     async def run(name: str) -> None:
@@ -162,16 +162,16 @@ async def check_all(checks: Mapping[str, HealthCheck], limiters: Limiters) -> di
 
 
 class Changes:
-    """Tells the log what is wrong and when it is well again: once a change, not once a request.
+    """Log of what is wrong and when it is well again, once a change and not once a request.
 
-    Each worker follows what it sees itself, and says nothing that another has just said.
+    Each worker follows what it sees itself, and does not repeat what another has just logged.
     """
 
     def __init__(self) -> None:
         self.seen = bytes(shared.HEALTH).rstrip(b"\0")
 
     def note(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Log the state if it is another one than before; figures in it do not count."""
+        """Log the state if it differs from the last one. Figures in it do not count."""
         told, unexpected = [], None
         for name, (result, error) in outcomes.items():
             if result["status"] != "ok":
@@ -199,13 +199,13 @@ def add_routes(
 ) -> None:
     """Add the two health routes.
 
-    They are Starlette's own: every request to another route is matched against them first.
+    They are Starlette's own routes, because every other request is matched against them first.
 
     Args:
         app: The application.
         settings: The limits, and the version and environment shown.
         file: The database file that the service has started with.
-        extra: Further checks by name; see HealthCheck.
+        extra: Further checks by name. See HealthCheck.
     """
     built_in = DatabaseHealth(settings, file)
     checks: dict[str, HealthCheck] = {
@@ -213,7 +213,7 @@ def add_routes(
         "disk": built_in.disk,
         **extra,
     }
-    # Of their own: the threads for routes may all be waiting for the database.
+    # The checks have threads of their own, because all the routes' may wait for the database
     limiters = {name: anyio.CapacityLimiter(1) for name in checks}
 
     changes = Changes()
@@ -234,7 +234,7 @@ def add_routes(
     examined = Coalesced(examine)
 
     async def health(_: Request) -> Response:
-        """Whether the service can do its work: 200, or 503 with what is wrong.
+        """Answer 200 if the service can do its work, or 503 with what is wrong.
 
         200 with the status `degraded` means that it can, and that somebody should look.
         """
@@ -242,9 +242,9 @@ def add_routes(
         return Response(body, status, media_type="application/json")
 
     async def live(_: Request) -> Response:
-        """That the process answers; touches nothing else."""
+        """Answer 200 to show that the process answers, and touch nothing else."""
         return Response(b'{"status":"ok"}', media_type="application/json")
 
-    # with GET comes HEAD, with which monitors ask
+    # Starlette adds HEAD to GET, and monitors ask with HEAD
     app.add_route("/health", health, ["GET"], include_in_schema=False)
     app.add_route("/health/live", live, ["GET"], include_in_schema=False)

@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Every request and its answer: who asks, what is let in, and what each answer carries.
+"""Middleware that identifies clients, refuses requests, and completes every answer.
 
-Plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the way of streams.
+It is plain ASGI, because BaseHTTPMiddleware costs a task a request and gets in the way of streams.
 """
 
 import ipaddress
@@ -32,21 +32,21 @@ REQUEST_ID_FORM: Final = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 HOST_HEADER_FORM: Final = re.compile(
     rb"(?P<name>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]*))?"
 )
-"""What a Host header may be, https://www.rfc-editor.org/rfc/rfc9110#section-7.2."""
+"""Form of a Host header (https://www.rfc-editor.org/rfc/rfc9110#section-7.2)."""
 
 LONGEST_HOST: Final = 261
-"""Bytes of a Host header: a name of 255 and a port."""
+"""Maximum number of bytes of a Host header, for a name of 255 and a port."""
 
 LAST_PORT: Final = 65535
 
 LONGEST_ADDRESS: Final = 45
-"""Characters of an IPv6 address with an IPv4 address at its end."""
+"""Maximum number of characters of an address, for IPv6 with an IPv4 address at its end."""
 
 LONGEST_LENGTH: Final = 19
-"""Digits of a Content-Length, beyond which no number is made of them."""
+"""Maximum number of digits of a Content-Length that are converted to a number."""
 
 MAPPED: Final = "::ffff:"
-"""How a socket that listens on IPv6 begins the address of an IPv4 peer."""
+"""Prefix of an IPv4 peer's address on a socket that listens on IPv6."""
 
 STARTS: Final = {
     "http.response.start": 0,
@@ -54,7 +54,7 @@ STARTS: Final = {
     "websocket.accept": 101,
     "websocket.close": 403,
 }
-"""The messages that can begin an answer, with its status where the message names none."""
+"""Messages that can begin an answer, with its status if the message names none."""
 
 SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
 
@@ -71,7 +71,7 @@ TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
 
 
 class Edge:
-    """Client address, request id, headers of every answer, and access log.
+    """Middleware for client address, request id, headers of every answer, and access log.
 
     Args:
         app: The application.
@@ -85,7 +85,7 @@ class Edge:
         if settings.content_security_policy:
             policy = ((CONTENT_POLICY[0], settings.content_security_policy.encode()),)
         elif settings.docs_enabled:
-            policy = ()  # the documentation pages load scripts from elsewhere
+            policy = ()  # The documentation pages load scripts from elsewhere
         self.headers = (*SECURITY_HEADERS, *policy)
         self.https_headers = (*self.headers, *[TRANSPORT_SECURITY] * settings.production)
 
@@ -94,13 +94,13 @@ class Edge:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        # Of a header that comes twice the first counts, as it does for the application.
+        # If a header comes twice, the first one counts, as it does for the application
         found = dict(reversed(scope["headers"]))
         self.apply_proxy(scope, found)
         identifier = choose_request_id(found.get(b"x-railway-request-id"))
         token = request_id.set(identifier)
         headers = self.https_headers if scope["scheme"] in {"https", "wss"} else self.headers
-        # now, because what is inside may change the scope
+        # The values are read now, because the application may change the scope
         line = scope.get("method", "GET"), scope["raw_path"], scope["client"]
         status = 0
 
@@ -121,7 +121,7 @@ class Edge:
     def apply_proxy(self, scope: Scope, found: dict[bytes, bytes]) -> None:
         """Take the client and scheme from the edge's headers, if the edge sent them.
 
-        X-Forwarded-For is never read: its first entry is whatever the client wrote.
+        X-Forwarded-For is never read, because its first entry is whatever the client wrote.
         """
         if scope["client"] is None:
             return
@@ -139,9 +139,9 @@ class Edge:
 
 
 class Guard:
-    """Refuse hosts that are not served, bodies that are too large, and other pages' WebSockets.
+    """Middleware that refuses unknown hosts, too large bodies, and other pages' WebSockets.
 
-    A browser opens a WebSocket for any page, and asks nobody first, as it would with CORS.
+    A browser opens a WebSocket for any page. It does not ask the service first, unlike with CORS.
 
     Args:
         app: The application.
@@ -167,7 +167,7 @@ class Guard:
             await self.app(scope, limited(receive, self.max_body), send)
 
     def refuse(self, scope: Scope) -> JSONResponse | None:
-        """Return the answer to a request that does not get as far as the application."""
+        """Return the answer to a request that is refused, or None."""
         hosts = []
         large = False
         for name, value in scope["headers"]:
@@ -175,7 +175,7 @@ class Guard:
                 hosts.append(value)
             elif name == b"content-length":
                 large = large or is_larger(value, self.max_body)
-        # Of two, a proxy may have gone by the other one.
+        # If there are two Host headers, a proxy may have used the other one
         if len(hosts) != 1 or not self.is_allowed(hosts[0]):
             return problem(400, "This host is not served here; see ALLOWED_HOSTS")
         if scope["type"] == "websocket" and not self.allows_socket(HTTPConnection(scope)):
@@ -183,7 +183,7 @@ class Guard:
         return problem(413, too_large(self.max_body)) if large else None
 
     def allows_socket(self, connection: HTTPConnection) -> bool:
-        """Tell whether a page may open it; a client that is no browser names no origin."""
+        """Return whether a page may open a WebSocket. Only browsers send an origin."""
         origin = connection.headers.get("origin", "").lower()
         if not origin or "*" in self.origins or origin in self.origins:
             return True
@@ -191,14 +191,14 @@ class Guard:
 
 
 class ErrorBoundary:
-    """Answer what nothing else has handled, and log it; the answer carries no internals.
+    """Middleware that answers and logs errors that nothing else has handled, without internals.
 
-    The start of a response waits for its first byte, so that a stream that cannot begin is a 500;
-    that of an event stream does not, because its first event may be long in coming.
+    The start of a response waits for its first byte, so that a stream that cannot begin is a 500.
+    The start of an event stream does not wait, because its first event may take long.
 
     Args:
         app: The application.
-        cut_short: Called after a response that was begun and not finished.
+        cut_short: Function to call after a response that was begun and not finished.
         handler: The service's own handler of `Exception` or 500, which makes the answer.
     """
 
@@ -230,7 +230,7 @@ class ErrorBoundary:
             add_right_way(error)
             answerable = scope["type"] == "http" or can_deny(scope)
             if not ended and (begun or not answerable):
-                raise  # too late for an answer: the server logs it and closes the connection
+                raise  # It is too late to answer, so the server logs it and closes the connection
             logger.exception("Unhandled error")
         else:
             if begun or not (scope["type"] == "http" or can_deny(scope)):
@@ -244,9 +244,9 @@ class ErrorBoundary:
 
 
 class Ungrouped:
-    """Raise what the reading of a body raises as it is, such as that the body is too large.
+    """Middleware that takes errors of reading a body, such as a too large body, out of groups.
 
-    BaseHTTPMiddleware, which a service may have added, puts it into a group that no handler knows.
+    BaseHTTPMiddleware, which a service may have added, puts them into groups that no handler knows.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -271,23 +271,23 @@ def is_event_stream(start: Message) -> bool:
 
 
 def completed(own: Iterable[Header], identifier: str, ours: Iterable[Header]) -> list[Header]:
-    """Return an answer's headers with those of ours that it does not have itself."""
+    """Return an answer's headers, with those of ours that it lacks."""
     headers = list(own)
     names = {name.lower() for name, _ in headers}
     if REQUEST_ID in names:
-        # the log's is the one that people can search for
+        # People can only search the log for our own request id
         headers = [header for header in headers if header[0].lower() != REQUEST_ID]
     headers.append((REQUEST_ID, identifier.encode()))
     headers += [header for header in ours if header[0] not in names]
     if CACHE_CONTROL not in names:
-        # A copy that is kept has to be asked for again, and must not sign anybody in.
+        # A cached copy has to be revalidated, and must not sign anybody in
         kept = b"etag" in names and b"set-cookie" not in names
         headers.append((CACHE_CONTROL, b"no-cache" if kept else b"no-store"))
     return headers
 
 
 def own_origins(connection: HTTPConnection) -> set[str]:
-    """Return those of the host that was asked; a proxy may have taken the encryption off."""
+    """Return the origins of the host that was asked. A proxy may have removed the encryption."""
     host = connection.headers.get("host", "").lower()
     if not host:
         return set()
@@ -298,12 +298,12 @@ def own_origins(connection: HTTPConnection) -> set[str]:
 
 
 def can_deny(scope: Scope) -> bool:
-    """Tell whether a WebSocket's handshake can be answered like a request."""
+    """Return whether a WebSocket's handshake can be answered like a request."""
     return "websocket.http.response" in (scope.get("extensions") or ())
 
 
 def is_larger(length: bytes, limit: int) -> bool:
-    """Tell whether a Content-Length is above the limit; a number of many digits is never made."""
+    """Return whether a Content-Length is above the limit, without converting a very long one."""
     digits = length.strip().lstrip(b"0")
     return len(digits) > LONGEST_LENGTH or (digits.isdigit() and int(digits) > limit)
 
@@ -311,7 +311,7 @@ def is_larger(length: bytes, limit: int) -> bool:
 def problem(
     status: int, detail: str, headers: dict[str, str] | None = None, **more: object
 ) -> JSONResponse:
-    """Return an error in the form that FastAPI's own have, with the request's id for the logs."""
+    """Return an error in the form of FastAPI's own errors, with the request's id for the logs."""
     content = {"detail": detail, "request_id": request_id.get(), **more}
     return JSONResponse(content, status_code=status, headers=headers)
 
@@ -321,7 +321,7 @@ def too_large(limit: int) -> str:
 
 
 def limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body, of whatever announced length, that grows past the limit."""
+    """Stop reading a body that grows past the limit, whatever length it has announced."""
     total = 0
 
     async def receive_limited() -> Message:
@@ -337,7 +337,7 @@ def limited(receive: Receive, limit: int) -> Receive:
 
 
 def choose_request_id(given: bytes | None) -> str:
-    """Return the edge's id for the request if it has one that is safe to log, else a new one."""
+    """Return the edge's id for the request if it is safe to log, or else a new one."""
     if given and REQUEST_ID_FORM.fullmatch(given):
         return given.decode()
     return os.urandom(16).hex()
@@ -345,7 +345,7 @@ def choose_request_id(given: bytes | None) -> str:
 
 @lru_cache(maxsize=1024)
 def is_address(value: str) -> bool:
-    """Tell whether this is an IP address; one with a zone, which may be any text, is none here."""
+    """Return whether this is an IP address. A zone may be any text, so none is allowed here."""
     if "%" in value:
         return False
     try:
@@ -358,7 +358,7 @@ def is_address(value: str) -> bool:
 def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
     """Return a test whether an address belongs to one of the networks.
 
-    A socket that listens on IPv6 shows IPv4 peers as ::ffff:a.b.c.d; they count as IPv4.
+    A socket that listens on IPv6 shows IPv4 peers as ::ffff:a.b.c.d. They count as IPv4.
     """
     trusted = [ipaddress.ip_network(network) for network in networks]
 
@@ -376,7 +376,7 @@ def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
 
 
 def host_test(allowed: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a test whether a Host header is allowed; `*.example.com` allows all below."""
+    """Return a test whether a Host header is allowed. `*.example.com` allows all names below it."""
     names = frozenset(allowed)
     suffixes = tuple(name[1:] for name in names if name.startswith("*."))
 
@@ -388,7 +388,7 @@ def host_test(allowed: Iterable[str]) -> Callable[[bytes], bool]:
         host = form["name"].decode().lower()
         return "*" in names or host in names or host.endswith(suffixes)
 
-    # what is remembered is short
+    # The cache must only keep short headers
     return lambda header: len(header) <= LONGEST_HOST and is_named(header)
 
 
@@ -397,7 +397,7 @@ def log_request(
 ) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
-    path = raw_path.decode("latin-1")  # still encoded: it cannot break the line
+    path = raw_path.decode("latin-1")  # The path is still encoded, so it cannot break the line
     duration = round(seconds * 1000, 2)
     address = client[0] if client else ""
     logger.handle(RequestRecord(logger.name, method, path, status, duration, address))

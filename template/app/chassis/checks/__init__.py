@@ -1,2 +1,2 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Every known way to go wrong on the platform, looked for by `python -m app check`."""
+"""Checks of `python -m app check` for every known way to go wrong on the platform."""

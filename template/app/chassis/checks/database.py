@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The database: a SQLite that can be trusted, set up as it has to be, whole, and up to date."""
+"""Checks that SQLite can be trusted and the database is set up right, whole and up to date."""
 
 import re
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 
 FIXED_SQLITE: Final = (3, 51, 3)
-"""The first without the WAL-reset bug (https://sqlite.org/wal.html)."""
+"""First version without the WAL-reset bug (https://sqlite.org/wal.html)."""
 
 SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
 
 
 def check(settings: ChassisSettings) -> Iterator[Finding]:
-    """What is true of this machine's SQLite, and of the database if there is one yet."""
+    """Check this machine's SQLite, and the database if there is one yet."""
     database = settings.database_path
     yield version()
     yield names()
@@ -66,7 +66,7 @@ def version() -> Finding:
 
 
 def names() -> Finding:
-    """Say whether Alembic can tell every constraint from the others."""
+    """Check that Alembic can tell every constraint from the others."""
     from app.models import Base
 
     if shared := migrate.shared_names(Base.metadata):
@@ -83,7 +83,7 @@ def names() -> Finding:
 
 
 def revisions() -> Finding:
-    """Whether each line of revisions has an order, which the start needs."""
+    """Check that each line of revisions has an order, which the start needs."""
     for line in migrate.schemas():
         try:
             migrate.require_line(line)
@@ -94,7 +94,7 @@ def revisions() -> Finding:
 
 
 def pragmas(settings: ChassisSettings) -> Finding:
-    """What the service's own connection says is in force."""
+    """Check the pragmas that are in force on the service's own connection."""
     expected = {
         "journal_mode": "wal",
         "synchronous": SYNCHRONOUS[settings.sqlite_synchronous],
@@ -115,7 +115,10 @@ def pragmas(settings: ChassisSettings) -> Finding:
 
 
 def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
-    """Rows that break a rule are a warning: the service works, and nothing else waits for them."""
+    """Check for damage, and for rows that break a rule of their table.
+
+    Such rows are only a warning, because the service works and nothing else waits for them.
+    """
     damage, broken = integrity.find_faults(connection, quick=True)
     if damage:
         yield failed("database.integrity", damage, "restore it from a backup (README.md, Restore)")

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The repository's files: what builders and the platform read."""
+"""Checks of the repository's files that builders and the platform read."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.settings import PROJECT_ROOT
 
 RAILWAY_JSON_ENDS: Final = date(2026, 12, 1)
-"""Railway reads no railway.json from then on (docs.railway.com, config as code)."""
+"""First day on which Railway reads no railway.json (docs.railway.com, config as code)."""
 
 READS_RAILWAY_JSON: Final = re.compile(r"[\"']railway\.json[\"']")
 
@@ -30,11 +30,11 @@ START_COMMANDS: Final = {
 CONFLICT: Final = re.compile(rb"^<{7} .*^>{7} ", re.MULTILINE | re.DOTALL)
 
 LARGEST_TEXT: Final = 1_000_000
-"""Bytes of a file that is still looked into."""
+"""Size in bytes from which a file is not searched for conflicts."""
 
 
 def check() -> Iterator[Finding]:
-    """What can be read in the repository, whatever the variables are."""
+    """Check the files in the repository, whatever the variables are."""
     yield lock_file()
     yield start_command()
     yield railway_json(datetime.now(UTC).date())
@@ -43,7 +43,7 @@ def check() -> Iterator[Finding]:
 
 
 def lock_file(root: Path = PROJECT_ROOT) -> Finding:
-    """Tell whether a build installs what was tested; a uv workspace has one lock, at its root."""
+    """Check that a build installs what was tested. A uv workspace has one uv.lock, at its root."""
     name = "deploy.uv-lock"
     missing = failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
     locks = [directory / "uv.lock" for directory in (root, *root.parents)]
@@ -51,7 +51,7 @@ def lock_file(root: Path = PROJECT_ROOT) -> Finding:
     if lock is None:
         return missing
     shown = "uv.lock" if lock == locks[0] else f"the workspace's {lock}"
-    # `uv run` says where it is; it need not be on the path
+    # uv need not be on the path, but `uv run` says where it is
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
         return skipped(name, f"{shown} is there; uv is not, so it cannot be compared")
@@ -80,7 +80,7 @@ def lock_file(root: Path = PROJECT_ROOT) -> Finding:
 
 
 def start_command(root: Path = PROJECT_ROOT) -> Finding:
-    """Whether every file that names a start command names the same."""
+    """Check that all files that name a start command name the same one."""
     found: dict[str, str] = {}
     for name, form in START_COMMANDS.items():
         file = root / name
@@ -96,7 +96,7 @@ def start_command(root: Path = PROJECT_ROOT) -> Finding:
 
 
 def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
-    """Tell whether what railway.json says reaches Railway."""
+    """Check that the settings in railway.json reach Railway."""
     name = "deploy.railway-json"
     program = root / ".railway" / "railway.py"
     there = (root / "railway.json").is_file()
@@ -122,7 +122,7 @@ def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
 
 
 def env_file(root: Path = PROJECT_ROOT) -> Finding:
-    """Tell whether .env and its variants stay out of the repository, whose root may be above."""
+    """Check that .env and its variants are not in the repository, whose root may be above."""
     name = "deploy.env-file"
     git = shutil.which("git")
     if git is None:
@@ -146,7 +146,7 @@ def env_file(root: Path = PROJECT_ROOT) -> Finding:
 
 
 def unsettled(root: Path = PROJECT_ROOT) -> Finding:
-    """Whether somebody has settled what an update or a merge has left in conflict."""
+    """Check that no file has conflicts that an update or a merge has left."""
     name = "deploy.conflicts"
     files = [path for path in root.iterdir() if path.is_file()]
     for place in ("app", "migrations", "tests", ".github", ".railway"):

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What a check says: a verdict, and what to do about it."""
+"""Finding of a check, with a verdict and the advice what to do about it."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ Outcome = Literal["ok", "warning", "failed", "skipped"]
 
 
 class Finding(NamedTuple):
-    """One line each for the verdict and the advice; neither contains a secret."""
+    """Result of a check. The verdict and the advice are one line each and contain no secret."""
 
     id: str
     status: Outcome

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Routes that change something, whoever asks."""
+"""Check for routes that change something without asking who the client is."""
 
 import inspect
 import logging
@@ -22,14 +22,14 @@ from app.settings import Settings
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 SIGN_IN: Final = "sign-in"
-"""Tag of routes that people need before anybody knows who they are."""
+"""Tag of routes that people need before they have signed in."""
 
 SHOWN: Final = 5
 """Maximum number of routes in a verdict."""
 
 
 def check(settings: Settings) -> Finding:
-    """Make the application, as the server does, and look at its routes."""
+    """Make the application as the server does, and check its routes."""
     name = "http.open-routes"
     try:
         logging.disable()
@@ -54,7 +54,7 @@ def check(settings: Settings) -> Finding:
 
 
 def open_routes(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
-    """Yield the method and path of each route that writes and has nothing that asks who it is."""
+    """Yield the method and path of each route that writes without asking who the client is."""
     for route in iter_route_contexts(list(routes)):
         if mounted := getattr(route, "routes", None):
             yield from open_routes(mounted, f"{prefix}{route.path}")
@@ -68,7 +68,7 @@ def open_routes(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
 
 
 def dependencies_of(route: RouteContext) -> Iterator[Dependant]:
-    """Yield a route's dependencies and those below them, also of the function that it wraps."""
+    """Yield a route's dependencies and those below them, also of a function that it wraps."""
     dependant: Dependant | None = getattr(route, "dependant", None)
     if dependant is None or dependant.call is None:
         return
@@ -80,9 +80,10 @@ def dependencies_of(route: RouteContext) -> Iterator[Dependant]:
 
 
 def is_guard(dependency: Dependant) -> bool:
-    """Return whether a dependency asks who it is: the sign-in, FastAPI's security, or one's own.
+    """Return whether a dependency asks who the client is.
 
-    One's own is one that sees the request or takes a header or a cookie.
+    Such a dependency is the sign-in, FastAPI's security, or one of the service's own that sees
+    the request or takes a header or a cookie.
     """
     call: Any = dependency.call
     if isinstance(call, SecurityBase) or call in [one.dependency for one in features.signed_in()]:

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What the settings amount to: hosts, origins, proxies, workers; allowed, but maybe not meant."""
+"""Checks of hosts, origins, proxies and workers. The settings may be allowed, but not meant."""
 
 import ipaddress
 import os
@@ -16,10 +16,13 @@ STOP_SECONDS: Final = answers.DRAINING_SECONDS
 
 BASE_BYTES: Final = 33_000_000
 WORKER_BYTES: Final = 49_000_000
-"""Measured as proportional set size: 82 MB with one worker, 230 MB with four."""
+"""Memory of a worker, measured as proportional set size.
+
+The whole takes 82 MB with one worker and 230 MB with four.
+"""
 
 STRATEGY_BYTES: Final = {"litestream": 33_000_000}
-"""What runs beside the server."""
+"""Memory of the processes beside the server, by backup strategy."""
 
 STRATEGIES: Final = {
     "none": warning(
@@ -42,7 +45,7 @@ STRATEGIES: Final = {
 }
 
 NARROW: Final = {4: 8, 6: 32}
-"""Shortest prefix, by IP version, of what one operator's proxies may fill."""
+"""Shortest prefix, by IP version, of a network that one operator's proxies may fill."""
 
 MEMORY_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -51,7 +54,7 @@ MEMORY_LIMITS: Final = (
 
 
 def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[Finding]:
-    """What can be said of the settings wherever they come from."""
+    """Check the settings, wherever they come from."""
     yield backend_url(settings)
     yield hosts(settings)
     yield origins(settings)
@@ -63,7 +66,7 @@ def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[F
 
 
 def warnings(settings: ChassisSettings) -> Iterator[Finding]:
-    """What the settings themselves find doubtful, where no check above is about it."""
+    """Yield the warnings of the settings themselves that no check above is about."""
     for text in settings.warnings():
         name, _, message = text.partition(": ")
         verdict, _, advice = message.partition("; ")
@@ -109,7 +112,7 @@ def origins(settings: ChassisSettings) -> Finding:
 
 
 def proxies(settings: ChassisSettings) -> Finding:
-    """Whether a client could pretend to be another one."""
+    """Check that no client can pretend to be another one."""
     name = "network.proxy"
     networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
     wide = [str(network) for network in networks if network.prefixlen < NARROW[network.version]]
@@ -139,7 +142,7 @@ def docs(settings: ChassisSettings) -> Finding:
 
 
 def draining(settings: ChassisSettings, variables: Mapping[str, str]) -> Finding:
-    """Whether a stop has the time that it needs; railway.json can set it as well."""
+    """Check that a stop has the time that it needs. railway.json can set the time as well."""
     name = "deploy.draining"
     value = variables.get(DRAINING, "").strip()
     if not settings.on_railway:
@@ -160,7 +163,7 @@ def strategy() -> Finding:
 
 
 def memory(settings: ChassisSettings) -> Finding:
-    """Whether the workers fit into the container."""
+    """Check that the workers fit into the container's memory."""
     name = "workers.memory"
     needed = needed_bytes(settings.workers)
     shown = f"WORKERS={settings.workers} take about {needed / 1e6:.0f} MB"
@@ -177,18 +180,18 @@ def memory(settings: ChassisSettings) -> Finding:
 
 
 def needed_bytes(workers: int) -> int:
-    """About the memory that everything in the container takes."""
+    """Return about how many bytes of memory everything in the container takes."""
     worker = WORKER_BYTES + features.WORKER_BYTES
     return BASE_BYTES + workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
 
 
 def memory_limit() -> int | None:
-    """The container's limit in bytes (control groups version 2, else 1)."""
+    """Return the container's memory limit in bytes (control groups version 2, else 1)."""
     for file in MEMORY_LIMITS:
         try:
             value = file.read_text(encoding="ascii").strip()
         except OSError:
             continue
-        # version 1 says "no limit" with a number near 2**63
+        # Version 1 says "no limit" with a number near 2**63
         return int(value) if value.isdecimal() and int(value) < 2**60 else None
     return None

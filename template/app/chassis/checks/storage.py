@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The volume: is it there, is it the right one, can it be written, is there room."""
+"""Checks that the volume is there, is the right one, can be written and has room."""
 
 import os
 import time
@@ -16,18 +16,18 @@ LOST_WITH_THE_CONTAINER: Final = frozenset({"overlay", "aufs", "tmpfs", "ramfs",
 WITHOUT_RELIABLE_LOCKS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 
 CLOCK_TOLERANCE: Final = 60.0
-"""Seconds that a file may be ahead of the clock."""
+"""Seconds that a file's time may be ahead of the clock."""
 
 
 class Mount(NamedTuple):
-    """A line of the kernel's list (proc_pid_mountinfo(5))."""
+    """Line of the kernel's list of mounts (proc_pid_mountinfo(5))."""
 
     point: str
     kind: str
 
 
 def check(settings: ChassisSettings) -> Iterator[Finding]:
-    """What is true of this machine's file systems."""
+    """Check this machine's file systems."""
     directory = settings.database_path.parent
     yield database_path(settings)
     yield mounted(settings)
@@ -42,7 +42,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
 
 
 def database_path(settings: ChassisSettings) -> Finding:
-    """Whether the next deploy keeps the database."""
+    """Check that the next deploy keeps the database."""
     database, volume = settings.database_path, settings.volume
     if others := storage.strays(database):
         return warning(
@@ -82,7 +82,7 @@ def mounted(settings: ChassisSettings) -> Finding:
 
 
 def mounts(file: Path = storage.MOUNTS) -> list[Mount]:
-    """Every mount; none where there is no such list (macOS)."""
+    """Return every mount, or none on a system that has no such list (macOS)."""
     try:
         lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def mounts(file: Path = storage.MOUNTS) -> list[Mount]:
 
 
 def mount_of(path: Path, known: list[Mount]) -> Mount | None:
-    """The mount that a path lies on: the longest, and of equal ones the last."""
+    """Return the mount that a path lies on. The longest one counts, and of equal ones the last."""
     real = Path(os.path.realpath(path))
     found = None
     for mount in known:
@@ -106,7 +106,7 @@ def mount_of(path: Path, known: list[Mount]) -> Mount | None:
 
 
 def file_system(settings: ChassisSettings) -> Finding:
-    """Whether the database's own mount keeps data and locks; a bind mount counts as one."""
+    """Check that the database's own mount keeps data and locks. A bind mount counts as one."""
     name = "volume.file-system"
     known = mounts()
     mount = mount_of(settings.database_path.parent, known)
@@ -152,7 +152,7 @@ def writable(directory: Path) -> Finding:
 
 
 def space(settings: ChassisSettings) -> Finding:
-    """Whether there is room to go on writing, and for a copy beside the database."""
+    """Check that there is room to go on writing, and for a copy beside the database."""
     directory = settings.database_path.parent
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize
@@ -172,7 +172,7 @@ def space(settings: ChassisSettings) -> Finding:
 
 
 def newest_copy(database: Path) -> Finding:
-    """How old the newest copy on the volume is."""
+    """Report the time of the newest copy on the volume."""
     found = backup.copies(backup.backups_directory(database), database)
     if not found:
         return skipped(
@@ -183,7 +183,10 @@ def newest_copy(database: Path) -> Finding:
 
 
 def clock(directory: Path) -> Finding:
-    """A clock that went back: backups are named, and buckets are signed, by the time."""
+    """Check that the clock did not go back.
+
+    The names of backups and the signatures for buckets depend on the time.
+    """
     ahead = [
         path.name
         for path in directory.iterdir()

@@ -13,7 +13,7 @@ SETTLED = 5.0
 STEPS = {
     "Python itself": "pass",
     "the settings": "from app.settings import Settings; Settings.load()",
-    "the steps before the server": "from app.chassis.boot import prepare; import app.settings; "
+    "the steps before the server": "from app.chassis.serve import prepare; import app.settings; "
     "prepare(app.settings.Settings.load())",
     "gunicorn": "import gunicorn.app.wsgiapp, gunicorn.arbiter, app.chassis.gunicorn",
     "FastAPI, uvicorn and the loop": "import fastapi, uvicorn, uvloop, httptools",

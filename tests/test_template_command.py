@@ -293,7 +293,7 @@ def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
     """0.3.0 takes a file away in which somebody has written."""
     source = tmp_path / "template"
     git(tmp_path, "clone", "--quiet", str(releases), str(source))
-    git(source, "rm", "--quiet", "template/app/chassis/coalesce.py")
+    git(source, "rm", "--quiet", "template/app/chassis/times.py")
     commit(source, "Third release", tag="0.3.0")
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")
@@ -307,7 +307,7 @@ def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
     assert done.returncode == 1
     assert "::error::Somebody has to look at this update" in done.stdout
     told = (tmp_path / "gh").read_text(encoding="utf-8")
-    assert "lost         app/chassis/coalesce.py: precious" in told
+    assert "lost         app/chassis/times.py: precious" in told
 
 
 @pytest.mark.long

@@ -195,7 +195,7 @@ def test_the_start_loads_no_web_framework() -> None:
     """It would take longer than everything else before the server."""
     script = """
 import sys
-from app.chassis import boot
+from app.chassis import serve
 from app.settings import Settings
 Settings(_env_file=None)
 assert not {"alembic", "fastapi", "sqlalchemy"} & sys.modules.keys()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.chassis.coalesce import Coalesced
+from app.chassis.health import Coalesced
 
 
 class Runs:

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app.chassis import health, shared
+from app.chassis import health, verdict
 from app.chassis.application import create_application
 from app.chassis.database import Database
 from app.chassis.sqlite import open_database
@@ -251,7 +251,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Told]]:
     """What the log was told of /health since the last time."""
-    monkeypatch.setattr(shared, "HEALTH", mmap.mmap(-1, 1024))
+    monkeypatch.setattr(verdict, "HEALTH", mmap.mmap(-1, 1024))
     records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     handler = QueueHandler(records)  # of its own: an application brings its configuration along
     health.logger.addHandler(handler)

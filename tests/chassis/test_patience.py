@@ -13,7 +13,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from app.chassis import deadlines
-from app.chassis.patience import PatientProtocol
+from app.chassis.bounds import PatientProtocol
 
 ANSWER = bytes(16 * 1024**2)
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from app.chassis import progress
-from app.chassis.progress import bar
+from app.chassis import backup
+from app.chassis.backup import bar, progress
 
 
 class Terminal(io.StringIO):
@@ -29,7 +29,7 @@ def test_what_is_quick_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
 
-    with progress.progress("Copying", lambda: 1, 2):
+    with progress("Copying", lambda: 1, 2):
         pass
 
     assert terminal.getvalue() == ""
@@ -38,9 +38,9 @@ def test_what_is_quick_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_takes_longer_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(progress, "SILENT", 0.0)
+    monkeypatch.setattr(backup, "SILENT", 0.0)
 
-    with progress.progress("Copying", lambda: 1, 2):
+    with progress("Copying", lambda: 1, 2):
         time.sleep(0.1)
 
     shown = terminal.getvalue()
@@ -51,9 +51,9 @@ def test_what_takes_longer_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) 
 def test_a_log_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    monkeypatch.setattr(progress, "SILENT", 0.0)
+    monkeypatch.setattr(backup, "SILENT", 0.0)
 
-    with progress.progress("Copying"):
+    with progress("Copying"):
         time.sleep(0.05)
 
     assert log.getvalue() == ""

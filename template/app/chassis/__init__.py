@@ -11,24 +11,23 @@ A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit)
 of the service, and routing.py, which runs it in threads.py on a session of database.py.
 A setting is declared in settings.py or by a feature, checked before anything starts, and listed
 by `python -m app settings`.
-A start goes through boot.py: settings, volume, lock, restore, migrations, server.
+A start goes through serve.py: settings, volume, lock, restore, migrations, server.
 A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
 the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
 
     answers, features, replication    the template's answers, and what they add
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks, template      the commands of `python -m app`
-    boot, storage, migrate, server    the start, in this order
-    gunicorn, worker, shared, garbage the processes that serve
+    serve, storage, migrate           the start
+    gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
-    output, progress                  lines of the log, and of a command
-    openapi, patience                 the document of the routes, and waiting for a client
+    output, openapi                   lines of the log, and the document of the routes
     routing, database, sessions       routes in the database
-    threads, coalesce, sqlite         below them
+    threads, sqlite                   below them
     schema, integrity                 tables, and references between them
     streaming, times                  server-sent events, and moments in UTC
-    health, monitor, verdict, status  whether all is well
-    backup, rotation, litestream      copies of the database; files
+    health, verdict, status           whether all is well
+    backup, rotation, litestream      copies of the database
     conversations, oauth, page        features, with proxies; each is there if it was chosen
     testing                           what tests of the service need
 """

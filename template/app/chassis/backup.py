@@ -1,6 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Backup and restore of the database. A backup is consistent while the service goes on writing."""
-
 import fcntl
 import glob
 import gzip
@@ -8,9 +7,11 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,9 @@ from typing import Final, NamedTuple
 
 from app.chassis import integrity, migrate
 from app.chassis.errors import StartupError
-from app.chassis.files import sync_directory
-from app.chassis.progress import progress
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.storage import sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,59 @@ YOUNG: Final = 10.0
 """Seconds for which a backup's directory may be without its lock."""
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+SILENT: Final = 1.0
+"""Seconds before anything is shown."""
+
+BAR_WIDTH: Final = 30
+
+
+@contextmanager
+def progress(label: str, done: Callable[[], int] | None = None, total: int = 0) -> Iterator[None]:
+    """Show a bar on stderr while the block runs, if stderr is a terminal.
+
+    Args:
+        label: Name of the work.
+        done: Function that returns the amount done by now. If it is None, the seconds are shown.
+        total: Total amount, in the same unit.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+    painter = threading.Thread(target=paint, args=(label, done, total, ended), daemon=True)
+    painter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        painter.join()
+
+
+def paint(label: str, done: Callable[[], int] | None, total: int, ended: threading.Event) -> None:
+    started = time.monotonic()
+    if ended.wait(SILENT):
+        return
+    while True:
+        if done is None:
+            line = f"{label} {time.monotonic() - started:.0f} s"
+        else:
+            line = f"{label} {bar(done(), total)}"
+        # This returns to the line's start, and clears the rest of the line
+        sys.stderr.write(f"\r{line}\x1b[K")
+        sys.stderr.flush()
+        if ended.wait(0.2):
+            break
+    sys.stderr.write("\r\x1b[K")
+    sys.stderr.flush()
+
+
+def bar(done: int, total: int) -> str:
+    """Return the bar and the percentage, which is never more than 100."""
+    share = min(1.0, done / total) if total else 1.0
+    filled = round(share * BAR_WIDTH)
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}"
 
 
 class Copy(NamedTuple):

@@ -4,15 +4,17 @@
 uvicorn has no such limits, and its parser keeps a header of any length until it ends. So bytes are
 counted as they come in, before the parser can tell what they are.
 """
-
 import asyncio
 import logging
+import socket
+import struct
 from functools import cache
 from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.chassis import deadlines
 from app.chassis.http import (
     CONTENT_POLICY,
     MAPPED,
@@ -23,7 +25,6 @@ from app.chassis.http import (
     problem,
 )
 from app.chassis.logs import request_id
-from app.chassis.patience import PatientProtocol
 
 HEAD_BYTES: Final = 32 * 1024
 """Maximum bytes of a request's first line and headers. Railway's edge lets no more through."""
@@ -74,6 +75,66 @@ logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.start
 def warn_of_sockets() -> None:
     """Warn once in the life of a worker that the library for WebSockets is missing."""
     logger.warning("A client has asked for a WebSocket, for which this takes `uv add websockets`")
+
+
+BYTES_ACKED: Final = 120
+"""Offset in tcp_info (linux/tcp.h) of the number of bytes that the client has confirmed."""
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Protocol of uvicorn for one connection, which ends when its client takes nothing any more."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.patience: float = deadlines.UNREAD
+        self.arrived = 0
+        self.next_look: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Watch whether a client that is slower than its answer takes any of it."""
+        super().pause_writing()
+        if self.next_look is None:
+            self.watch()
+
+    def shutdown(self) -> None:
+        """Give the client less time, because the service stops."""
+        super().shutdown()
+        self.patience = deadlines.UNREAD_AT_A_STOP
+        self.watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.look_no_more()
+
+    def watch(self) -> None:
+        self.look_no_more()
+        self.arrived = self.bytes_arrived()
+        self.next_look = self.loop.call_later(self.patience, self.look)
+
+    def look(self) -> None:
+        self.next_look = None
+        if self.transport.get_write_buffer_size() and self.bytes_arrived() == self.arrived:
+            self.transport.abort()
+        elif self.flow.write_paused or self.patience == deadlines.UNREAD_AT_A_STOP:
+            self.watch()
+
+    def look_no_more(self) -> None:
+        if self.next_look:
+            self.next_look.cancel()
+            self.next_look = None
+
+    def bytes_arrived(self) -> int:
+        """Return the number of bytes that the client has confirmed.
+
+        Without Linux, return minus the number of bytes that wait to be sent.
+        """
+        connection = self.transport.get_extra_info("socket")
+        try:
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            arrived: int = struct.unpack_from("Q", information, BYTES_ACKED)[0]
+        except (AttributeError, OSError, struct.error):
+            return -self.transport.get_write_buffer_size()
+        return arrived
 
 
 class TooMuch(Exception):  # noqa: N818, it never leaves this module

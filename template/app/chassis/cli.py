@@ -110,16 +110,16 @@ def load_settings() -> "Settings":
 
 def start(_: argparse.Namespace) -> int:
     with garbage.collection_paused():
-        from app.chassis import boot
+        from app.chassis import serve
 
         settings = load_settings()
-    boot.start(settings)
+    serve.start(settings)
 
 
 def serve(options: argparse.Namespace) -> int:
-    from app.chassis import boot
+    from app.chassis import serve
 
-    boot.serve(load_settings(), reload=options.reload)
+    serve.serve(load_settings(), reload=options.reload)
 
 
 def migrate(_: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Configuration file of gunicorn, named by app/chassis/server.py.
+"""Configuration file of gunicorn, named by app/chassis/serve.py.
 
 The parent process imports this and nothing heavier. Settings arrive as command-line
 options and as the three LOG_ variables.
@@ -9,7 +9,7 @@ import gc
 import os
 
 from app.chassis import deadlines, logs
-from app.chassis import shared as shared  # The import before the fork makes the memory shared
+from app.chassis import verdict as verdict  # The import before the fork makes the memory shared
 
 worker_class = "app.chassis.worker.Worker"
 timeout = 30

@@ -5,21 +5,21 @@ A pooled `SELECT 1` goes on answering after the file is deleted or replaced, or 
 unmounted. So `/health` opens the file afresh, takes the write lock, reads the schema's revision
 and releases the lock. Requests at the same time share one check, which begins after they asked.
 """
-
+import asyncio
 import inspect
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Final, NotRequired, TypedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context
+from typing import Final, Generic, NotRequired, TypedDict, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.chassis import migrate, shared
-from app.chassis.coalesce import Coalesced
+from app.chassis import migrate, verdict
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
@@ -39,6 +39,46 @@ LOCK_TIMEOUT: Final = 2.0
 
 
 Limiters = Mapping[str, anyio.CapacityLimiter]
+
+
+Result = TypeVar("Result")
+
+
+class Coalesced(Generic[Result]):
+    """Single flight of a function, which runs only once at a time.
+
+    All callers get the result of a run that began after they asked.
+
+    Args:
+        function: The function to run. It has to end.
+    """
+
+    def __init__(self, function: Callable[[], Awaitable[Result]]) -> None:
+        self.function = function
+        self.next: asyncio.Future[Result] | None = None
+        self.runs: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> Result:
+        """Return the result of the next run, or raise its exception."""
+        if self.next is None:
+            self.next = asyncio.get_running_loop().create_future()
+        mine = self.next
+        if self.runs is None or self.runs.done():
+            # The run belongs to no request, because the first caller may be gone before its end
+            self.runs = asyncio.create_task(self.run(), context=Context())
+        return await asyncio.shield(mine)
+
+    async def run(self) -> None:
+        """Run the function until nobody waits."""
+        while (future := self.next) is not None:
+            self.next = None
+            try:
+                future.set_result(await self.function())
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+            except Exception as error:
+                future.set_exception(error)
 
 
 class CheckResult(TypedDict):
@@ -168,7 +208,7 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self.seen = bytes(shared.HEALTH).rstrip(b"\0")
+        self.seen = bytes(verdict.HEALTH).rstrip(b"\0")
 
     def note(self, outcomes: Mapping[str, Outcome]) -> None:
         """Log the state if it differs from the last one. Figures in it do not count."""
@@ -181,14 +221,14 @@ class Changes:
                 reason = f"{result.get('message')} ({cause})" if cause else result.get("message")
                 told.append(f"{name} {result['status']}: {reason}")
         text = "; ".join(told)
-        size = len(shared.HEALTH)
+        size = len(verdict.HEALTH)
         state = re.sub(rb"[0-9]+", b"", text.encode(errors="replace"))[:size]
         if state == self.seen:
             return
         self.seen = state
-        if state == bytes(shared.HEALTH).rstrip(b"\0"):
+        if state == bytes(verdict.HEALTH).rstrip(b"\0"):
             return
-        shared.HEALTH[:] = state.ljust(size, b"\0")
+        verdict.HEALTH[:] = state.ljust(size, b"\0")
         status = worst(result for result, _ in outcomes.values())
         level = {"ok": logging.INFO, "degraded": logging.WARNING, "failed": logging.ERROR}[status]
         logger.log(level, "/health: %s", text or "all is well again", exc_info=unexpected)

@@ -24,8 +24,7 @@ from app.chassis import backup
 from app.chassis.checks.finding import Finding, ok, skipped, warning
 from app.chassis.errors import StartupError
 from app.chassis.features import ChassisSettings
-from app.chassis.monitor import Monitor
-from app.chassis.verdict import Degraded, Details, HealthCheck
+from app.chassis.verdict import Degraded, Details, HealthCheck, Monitor
 
 logger = logging.getLogger(__name__)
 

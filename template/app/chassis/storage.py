@@ -295,3 +295,12 @@ def adopt(database: Path, timeout: float) -> None:
     for suffix in ("-shm", ".lock"):
         stray.with_name(f"{stray.name}{suffix}").unlink(missing_ok=True)
     os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Sync the directory's entries to the disk. A rename is not on the disk when it returns."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

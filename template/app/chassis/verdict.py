@@ -1,8 +1,13 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Results that a check of /health may have if not all is well."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
+import mmap
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from app.chassis.settings import ChassisSettings
 
 Status = Literal["ok", "degraded", "failed"]
 Details = Mapping[str, float | str | None]
@@ -13,6 +18,10 @@ HealthCheck = Callable[[], "Awaitable[Details | None] | Details | None"]
 It raises Unhealthy when the service cannot do its work, and Degraded when it can, but somebody
 should look. A plain function runs in a thread.
 """
+
+
+HEALTH: Final = mmap.mmap(-1, 1024)
+"""State of /health that the log was told last, as text. It is all zero if it was never ill."""
 
 
 class Verdict(Exception):  # noqa: N818
@@ -33,3 +42,20 @@ class Degraded(Verdict):
     """Verdict that the service works but not all is well, so that /health is 200 and says so."""
 
     status = "degraded"
+
+
+class Monitor:
+    """Monitor of the second copy, one for each worker."""
+
+    def __init__(self, settings: "ChassisSettings") -> None:
+        pass
+
+    @property
+    def health_checks(self) -> Mapping[str, HealthCheck]:
+        """Return the checks that it adds to /health, by name."""
+        return {}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Watch as long as the service runs."""
+        yield

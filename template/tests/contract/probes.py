@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.chassis import cli, server
+from app.chassis import cli, serve
 from app.chassis.database import Reader, Writer
 from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import Events, EventStream, ServerSentEvent
@@ -80,5 +80,5 @@ def create_probed_app() -> FastAPI:
 
 if __name__ == "__main__":
     Settings.model_config["env_file"] = None
-    server.APPLICATION = "probes:create_probed_app"  # type: ignore[misc]
+    serve.APPLICATION = "probes:create_probed_app"  # type: ignore[misc]
     sys.exit(cli.main([]))

@@ -12,8 +12,7 @@ import anyio.to_thread
 
 from app.chassis.litestream.control import BucketWaitError, ControlError, confirm, confirmed_at
 from app.chassis.litestream.settings import LitestreamSettings
-from app.chassis.monitor import Monitor
-from app.chassis.verdict import Degraded, Details, HealthCheck
+from app.chassis.verdict import Degraded, Details, HealthCheck, Monitor
 
 logger = logging.getLogger(__name__)
 

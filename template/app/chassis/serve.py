@@ -1,30 +1,90 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Commands that serve the application, in production and in development.
+"""Start of the service. This process prepares everything, and then becomes the server.
 
-The default is one worker. SQLite has one writer, and each worker needs memory of its own. So more
-workers only help where Python is busy.
+Each step of the start is in the module that it belongs to. The default is one worker. SQLite has
+one writer, and each worker needs memory of its own. So more workers only help where Python is busy.
 """
 
 import errno
 import logging.config
+import os
+import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import deadlines
+from app.chassis import backup, deadlines, logs, migrate, output, replication, storage
 from app.chassis.errors import StartupError
-from app.chassis.settings import PROJECT_ROOT, ChassisSettings
+from app.chassis.replication import ChassisSettings
+from app.chassis.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+logger = logging.getLogger(__name__)
+
 APPLICATION: Final = "app.main:create_app"
-MIGRATED: Final = "app.chassis.server:create_migrated_app"
+MIGRATED: Final = "app.chassis.serve:create_migrated_app"
 
 PROTOCOL: Final = "app.chassis.bounds:BoundedProtocol"
+
+
+def start(settings: ChassisSettings) -> NoReturn:
+    """Start the production server. This process becomes the server.
+
+    Raises:
+        StartupError: A step before the server failed.
+    """
+    prepare(settings, settings.bind)
+    execute(replication.supervise(settings, production_command(settings)), settings)
+
+
+def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
+    """Start the server for development. This process becomes the server.
+
+    Raises:
+        StartupError: A step before the server failed.
+    """
+    prepare(settings, development_bind(settings))
+    execute(development_command(settings, reload=reload), settings)
+
+
+def prepare(settings: ChassisSettings, bind: str) -> None:
+    """Prepare storage, lock, port, data and schema, before a server exists."""
+    # In a container this is process 1, and a signal without a handler does not end that
+    signal.signal(signal.SIGTERM, end)
+    logs.capture(settings.log_format, settings.log_lines_per_second)
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    for warning in settings.warnings():
+        logger.warning(warning)
+    storage.prepare(settings)
+    storage.acquire_lock(settings.database_path, settings.lock_timeout)
+    require_free(bind)
+    backup.tidy(settings.database_path)
+    replication.restore(settings)
+    migrate.upgrade(settings.database_path)
+
+
+def end(number: int, _: FrameType | None) -> NoReturn:
+    """Undo what is under way, and exit with the code that a shell gives for the signal."""
+    sys.exit(128 + number)
+
+
+def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
+    """Replace this process, so that the process that gets SIGTERM is the one that serves."""
+    os.chdir(PROJECT_ROOT)
+    environment = os.environ | {
+        "LOG_LEVEL": settings.log_level,
+        "LOG_FORMAT": settings.log_format,
+        "LOG_LINES_PER_SECOND": str(settings.log_lines_per_second),
+        "PYTHONUNBUFFERED": "1",
+    }
+    output.flush()
+    os.execve(command[0], command, replication.environment(settings, environment))
 
 
 def production_command(settings: ChassisSettings) -> list[str]:
@@ -94,7 +154,6 @@ def create_migrated_app() -> "FastAPI":
 
     The process that watches the code holds the database's lock meanwhile.
     """
-    from app.chassis import logs, migrate
     from app.settings import Settings
 
     threading.Thread(target=watch_revisions, args=(revisions(),), daemon=True).start()

@@ -1,5 +1,6 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Backup and restore of the database. A backup is consistent while the service goes on writing."""
+
 import fcntl
 import glob
 import gzip

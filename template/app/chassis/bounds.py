@@ -4,6 +4,7 @@
 uvicorn has no such limits, and its parser keeps a header of any length until it ends. So bytes are
 counted as they come in, before the parser can tell what they are.
 """
+
 import asyncio
 import logging
 import socket

@@ -5,6 +5,7 @@ A pooled `SELECT 1` goes on answering after the file is deleted or replaced, or 
 unmounted. So `/health` opens the file afresh, takes the write lock, reads the schema's revision
 and releases the lock. Requests at the same time share one check, which begins after they asked.
 """
+
 import asyncio
 import inspect
 import logging

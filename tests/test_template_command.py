@@ -298,7 +298,7 @@ def test_a_lost_edit_is_a_failed_job_and_a_pull_request_that_says_so(
     answers = project / ".copier-answers.yml"
     text = answers.read_text(encoding="utf-8")
     answers.write_text(text.replace(str(releases), str(source)), encoding="utf-8")
-    with (project / "app" / "chassis" / "coalesce.py").open("a", encoding="utf-8") as file:
+    with (project / "app" / "chassis" / "times.py").open("a", encoding="utf-8") as file:
         file.write("# precious\n")
     commit(project, "Against advice")
 

@@ -107,7 +107,7 @@ def copy_template(directory: Path) -> Path:
 def release(template: Path) -> None:
     """A release 0.2.0, which changes some files."""
     chassis = template / "template" / "app" / "chassis"
-    for name in ("__init__.py", "http.py", "health.py", "boot.py"):
+    for name in ("__init__.py", "http.py", "health.py", "worker.py"):
         with (chassis / name).open("a", encoding="utf-8") as file:
             file.write("# new in 0.2.0\n")
     commit(template, "Second release", "0.2.0")

@@ -245,7 +245,7 @@ class Replies:
                 continue
             try:
                 async with self.database.writing() as session:
-                    # The list is made only now, so that answers that were kept meanwhile stay as they are
+                    # The list is made only now, so that no answer that was kept meanwhile is in it
                     growing = [reply for reply in self._written.values() if reply.grows]
                     unfinished: dict[Reply, Status] = dict.fromkeys(growing, "interrupted")
                     gone = await run_save(session, unfinished, writing=True)

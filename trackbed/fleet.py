@@ -84,7 +84,7 @@ def inventory(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="for spreadsheets")] = False,
 ) -> None:
-    """List each service's version of the template, how old and far behind it is, and its answers."""
+    """List each service's version of the template, how old or far behind it is, and its answers."""
     found = collect.inventory(fleet_of(paths, repos, template, address, jobs))
     if as_csv:
         write_csv(found.items)

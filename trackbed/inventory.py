@@ -45,14 +45,14 @@ def attempt_read(service: Service, catalogue: Catalogue) -> Read:
         return directory, find_answers(service, directory, catalogue.ours)[1]
     except ServiceError as error:
         return error
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 
 def attempt(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:
     try:
         return describe(service, read, catalogue, today)
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         problem = str(unexpected(error))
         return Inventory(name=service.name, where=where(service), problem=problem)
 

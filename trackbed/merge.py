@@ -261,7 +261,7 @@ class Trial:
             )
         except (OSError, bounded.Exceeded) as error:
             return f"uv lock failed: {error}; run it"
-        # uv writes a lock of the service's own if it is no member of the workspace
+        # A service that is no member of the workspace gets its own lock, which is removed here
         if file.parent != self.directory:
             (self.directory / LOCK).unlink(missing_ok=True)
         if done.code:

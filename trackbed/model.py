@@ -10,7 +10,7 @@ Every command but `report` prints with `--json` one object, made by `Findings.do
      "services": [...]}                # one a service, in the order in which they were given
 
 Each of the services has `name`, `where` (a path or an address, without a password) and `problem`
-(null, or the one line that says why it could not be dealt with; the other fields are then empty).
+(null, or the one line that says why it could not be dealt with, and the other fields are empty).
 The further fields are those of `Inventory`, `Drift`, `Policy`, `Forecast` and `Update` below.
 Fields are added, never renamed.
 

@@ -24,11 +24,11 @@ Result = TypeVar("Result")
 
 SECONDS = 600
 CPU_SECONDS = 60
-"""Maximum seconds of processor time for one service. Child processes have their own."""
+"""Maximum seconds of processor time for one service. Child processes have their own limit."""
 MEMORY = 2048 * bounded.MEGABYTE
 """Maximum bytes that each process allocates."""
 NOTICE = 3.0
-"""Grace period in seconds, in which a process ends those that it started."""
+"""Grace period in seconds, in which a process ends its children before it is killed."""
 
 
 @dataclass

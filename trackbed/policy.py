@@ -7,7 +7,7 @@
     builder in [dockerfile, railpack]       # one of several
     backup == litestream if profile == production
 
-A value is a word, a number or a text in double quotes; # starts a comment.
+A value is a word, a number or a text in double quotes. # starts a comment.
 """
 
 import operator
@@ -51,7 +51,7 @@ class Condition:
     values: tuple[str, ...]
 
     def holds(self, facts: Mapping[str, Any]) -> bool:
-        """Return whether the condition is met. A missing answer equals nothing and holds nothing."""
+        """Return whether the condition is met. A missing answer equals and holds nothing."""
         answer = facts.get(self.name)
         if self.name == "version" or self.operator in ORDER.keys() - EQUALITY:
             return self.in_order(answer)

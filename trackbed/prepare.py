@@ -129,7 +129,7 @@ def prepare_one(
         return error
     except FleetError:
         raise
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 
@@ -143,7 +143,7 @@ def read(service: Service, template: Template | None) -> Opened | ServiceError:
         return Opened(service, repository, commit_or_reason(service, repository), name, answers)
     except ServiceError as error:
         return error
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 

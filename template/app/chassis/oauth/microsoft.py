@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Sign-in with Microsoft (https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc)."""
+"""Sign-in with Microsoft.
+
+See https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc.
+"""
 
 import re
 from typing import Final

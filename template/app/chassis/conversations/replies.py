@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Answers that are being written, each by one task that does not depend on its watchers.
+"""Answers that are being written, each by one task for all of its watchers.
 
 The task does not belong to the request. A client that comes back within GRACE finds that the
 answer goes on. When nobody watches any more, or the service stops, the provider is told to stop,

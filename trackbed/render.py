@@ -1,4 +1,4 @@
-"""Copier in this process. Only processes that render import it, because that is slower than git."""
+"""Copier in this process. Only processes that render import it, as that takes longer than git."""
 
 import io
 import os

@@ -276,7 +276,11 @@ def find_answers(
 def committed_answers(
     service: Service, directory: Path, ours: Ours | None, only: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the same from a commit, from the file `only` if given. Raises ServiceError."""
+    """Return the name and the answers from a commit, of the file `only` if given.
+
+    Raises:
+        ServiceError: as `find_answers` does.
+    """
     commit = last_commit(service, directory)
     inside = directory.relative_to(top(directory)).as_posix()
     with tempfile.TemporaryDirectory(prefix="trackbed-fleet-") as scratch:

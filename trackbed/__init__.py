@@ -1,1 +1,1 @@
-"""Many services made from a template: where they are, and what an update would do to them."""
+"""Command for services made from a template, which finds, compares and updates them."""

@@ -1,4 +1,4 @@
-"""Addresses of repositories: which are one, which a stranger may name, and how they are shown."""
+"""Addresses of repositories, compared, checked if a stranger names them, and shown."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SCP = re.compile(r"(?:[\w.+-]+@)?(?P<host>[\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<path>.*)", re.DOTALL)
 PORTS = {"git": 9418, "http": 80, "https": 443, "ssh": 22}
 STRANGERS = ("https", "ssh")
-"""Protocols that prove whom one talks to."""
+"""Protocols that prove the identity of the server."""
 CASELESS = ("github.com", "gitlab.com", "bitbucket.org")
 """Hosts that do not tell names of repositories apart by their case."""
 MISTAKEN = re.compile("[\x00-\x20\x7f\\\\\"'<>`^{|}\ud800-\udfff]")
@@ -22,7 +22,7 @@ MISTAKEN = re.compile("[\x00-\x20\x7f\\\\\"'<>`^{|}\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Address:
-    """A repository on another machine, without the user's name.
+    """Address of a repository on another machine, without the user's name.
 
     Attributes:
         port: None is the protocol's own.
@@ -36,9 +36,9 @@ class Address:
 
     @property
     def repository(self) -> str:
-        """One text for the ways of writing the same repository.
+        """Return the same text for all ways of writing the same repository.
 
-        https and ssh lead to the same one where neither names a port. Another protocol, another
+        https and ssh lead to the same one if neither names a port. Another protocol, another
         port, and the case of a path make another.
         """
         path = self.path.lower() if self.host in CASELESS else self.path
@@ -118,14 +118,14 @@ def of_a_stranger(address: str) -> str:
 
 
 def relative_hint(address: str) -> str:
-    """What helps with a path that meant something only where the service was copied."""
+    """Return the help for a path that is valid only where the service was copied."""
     if is_url(expanded(address)) or path_of(address).is_absolute():
         return ""
     return f"; it was made from {address}: if that was this template, add --address {address}"
 
 
 def normalized(address: str, base: Path | None = None) -> str:
-    """One text for all the ways of writing an address; paths are relative to `base`."""
+    """Return the same text for all ways of writing an address. Paths are relative to `base`."""
     text = expanded(address)
     if is_url(text) and not text.startswith("file://"):
         try:
@@ -138,7 +138,7 @@ def normalized(address: str, base: Path | None = None) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether there can be a file of that name."""
+    """Return whether there can be a file of that name."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -149,10 +149,10 @@ def path_of(text: str) -> Path:
     path = Path(text.removeprefix("file://"))
     try:
         return path.expanduser()
-    except RuntimeError:  # there is no such user
+    except RuntimeError:  # There is no such user
         return path
 
 
 def shown(address: str) -> str:
-    """An address without its user and password."""
+    """Return an address without its user and password."""
     return without_users(address)

@@ -1,4 +1,4 @@
-"""`copier update` in a clone, and what became of the service's own edits."""
+"""Trial of `copier update` in a clone, and the search for lost edits of the service."""
 
 import os
 import re
@@ -27,7 +27,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]+")
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to try an update.
+    """Job with all that a process needs to try an update.
 
     Attributes:
         commit: the full hash of the commit that the service is at, or why there is none.
@@ -47,22 +47,22 @@ class Job:
 
     @property
     def inside(self) -> Path:
-        """The service within its repository."""
+        """Return the service's path within its repository."""
         return self.directory.relative_to(self.top)
 
 
 def clone_path(job: Job, scratch: Path) -> Path:
-    """A template may name things after the directory."""
+    """Return a path with the same name, because a template may name things after the directory."""
     return scratch / file_name(job.top.name if job.service.path else job.service.name)
 
 
 def file_name(name: str) -> str:
-    """A name for a directory, whatever a service is called."""
+    """Return a valid name for a directory, whatever a service is called."""
     return re.sub(r"[^\w.-]|^\.+", "-", name)[:100] or "service"
 
 
 def clone(job: Job, directory: Path) -> Path:
-    """Check out the service's commit in a repository of its own. Returns the service in it.
+    """Check out the service's commit in a new repository, and return the service in it.
 
     Raises:
         ServiceError: there is no commit, or its files are too many, or lead somewhere else.
@@ -84,9 +84,9 @@ def clone(job: Job, directory: Path) -> Path:
 
 
 def uncommitted(job: Job) -> bool:
-    """Whether files that are checked out differ from the commit, or are new.
+    """Return whether files that are checked out differ from the commit, or are new.
 
-    It is asked with a copy of the index, in a repository without the service's settings: with
+    git is asked with a copy of the index, in a repository without the service's settings. With
     them, git would run what they say.
     """
     if job.service.url or isinstance(job.commit, ServiceError):
@@ -98,7 +98,8 @@ def uncommitted(job: Job) -> bool:
                 path = own_path(job.top, name)
                 data = read_within(path.parent, Path(path.name), BYTES)
                 (here / name).write_bytes(data)
-                for shared in path.parent.glob("sharedindex.*"):  # of an index that is split
+                # An index that is split has its entries in further files
+                for shared in path.parent.glob("sharedindex.*"):
                     data = read_within(path.parent, Path(shared.name), BYTES)
                     (here / shared.name).write_bytes(data)
         options = [f"--git-dir={here}", f"--work-tree={job.top}", *checkout_settings(job.top)]
@@ -107,7 +108,7 @@ def uncommitted(job: Job) -> bool:
 
 
 def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
-    """Update the project, a clone, and look at what it did.
+    """Update the project, which is a clone, and return what the update did.
 
     Raises:
         ServiceError: Copier gave up.
@@ -129,7 +130,7 @@ def try_update(job: Job, project: Path, scratch: Path) -> Attempt:
 
 
 def statuses(project: Path) -> list[tuple[str, str]]:
-    """Git's two letters for each file that changed, its path within the project."""
+    """Return git's two letters and the path within the project for each file that changed."""
     listed = git(
         project,
         "status",
@@ -150,7 +151,7 @@ def has_markers(file: Path) -> bool:
 
 
 def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[Loss]:
-    """Words that the service had added to the recorded version's files, and that are gone."""
+    """Return the words that the service had added to the recorded version and that are gone."""
     if not any(vanished(project, name, job) for name in changed):
         return []
     original = scratch / render.PREFIX / file_name(job.directory.name)
@@ -160,7 +161,7 @@ def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[L
 
 
 def lost_words(job: Job, project: Path, original: Path, changed: list[str]) -> list[Loss]:
-    """The same, where the recorded version is rendered already."""
+    """Return the lost words, if the recorded version is rendered already."""
     lost = []
     for name in changed:
         words = vanished(project, name, job)
@@ -182,7 +183,7 @@ def vanished(project: Path, name: str, job: Job) -> Counter[str]:
 
 
 def read_before(project: Path, name: str, job: Job) -> bytes:
-    """A file as the last commit has it, or nothing."""
+    """Return a file as the last commit has it, or nothing."""
     try:
         text = git(project, "cat-file", "blob", f"HEAD:./{name}")
     except ServiceError:
@@ -191,7 +192,7 @@ def read_before(project: Path, name: str, job: Job) -> bytes:
 
 
 def without_version(name: str, data: bytes, job: Job) -> bytes:
-    """A file; of the answers, what an update does not write itself."""
+    """Return a file's content, without the lines of the answers file that an update writes."""
     return VERSION_LINES.sub(b"", data) if name == job.answers_file else data
 
 
@@ -200,12 +201,12 @@ def read_bytes(file: Path) -> bytes:
         return os.fsencode(os.readlink(file))
     try:
         return read_within(file.parent, Path(file.name), BYTES)
-    except (OSError, ServiceError):  # it is none
+    except (OSError, ServiceError):  # It is no file that can be read
         return b""
 
 
 def tokens(data: bytes) -> Counter[str]:
-    """Its words and signs; of what is no text, the whole is one."""
+    """Return the words and signs of a text. Data that is no text counts as one word."""
     try:
         return Counter(TOKEN.findall(data.decode("utf-8")))
     except UnicodeDecodeError:

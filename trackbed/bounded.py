@@ -1,4 +1,4 @@
-"""Other programs, bounded in time, in memory and in what they print, and gone afterwards."""
+"""Programs with bounded time, memory and output, which are gone afterwards."""
 
 import ctypes
 import os
@@ -19,22 +19,22 @@ except ImportError:  # Windows
 
 MEGABYTE = 2**20
 GRACE = 1.0
-"""Seconds for which the output of a program that has ended is awaited from those it started."""
+"""Seconds to wait for the output of processes that a program has left behind."""
 
 SET_CHILD_SUBREAPER = 36
-"""https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html"""
+"""Option of prctl (https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html)."""
 
 running: set[int] = set()
 lock = Lock()
 
 
 class Exceeded(Exception):
-    """A program took more time than it had, or printed more."""
+    """Error for a program that took more time than it had, or printed more than it may."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a program that ended has left."""
+    """Result of a program that ended."""
 
     code: int
     out: bytes
@@ -142,13 +142,13 @@ def kill(group: int) -> None:
 
 
 def adopt() -> None:
-    """Become the parent of what those that this process starts leave behind, where Linux can."""
+    """Become the parent of orphans that child processes leave behind, if Linux can do that."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def kill_children() -> None:
-    """Kill the processes that others have left to this one, and those that these leave then."""
+    """Kill the processes that others have left to this one, and those that they leave in turn."""
     for _ in range(1000):
         children = list(children_of(os.getpid()))
         if not children:
@@ -178,8 +178,8 @@ def limited(*, memory: int | None = None, cpu: int | None = None) -> Iterator[No
     """Bound what this process and those that it starts may take, for a while.
 
     Args:
-        memory: bytes that each may allocate; files that are only read do not count.
-        cpu: seconds of processor time that each may take from now on; None lifts an earlier bound.
+        memory: bytes that each may allocate. Files that are only read do not count.
+        cpu: seconds of processor time that each may take from now on. None lifts an earlier bound.
     """
     if resource is None:
         yield
@@ -198,7 +198,7 @@ def limited(*, memory: int | None = None, cpu: int | None = None) -> Iterator[No
 
 
 def lower(which: int, bound: int | None) -> None:
-    """Set a soft limit, as far as the hard one lets."""
+    """Set a soft limit, as far as the hard limit allows."""
     hard = resource.getrlimit(which)[1]
     wanted = resource.RLIM_INFINITY if bound is None else bound
     if hard != resource.RLIM_INFINITY and (bound is None or bound > hard):
@@ -207,6 +207,6 @@ def lower(which: int, bound: int | None) -> None:
 
 
 def used() -> float:
-    """Processor time of this process, in seconds."""
+    """Return the processor time of this process in seconds."""
     taken = resource.getrusage(resource.RUSAGE_SELF)
     return taken.ru_utime + taken.ru_stime

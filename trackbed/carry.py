@@ -1,4 +1,4 @@
-"""Take an update from the clone in which it was made into the directory of the service."""
+"""Transfer of an update from the clone in which it was made to the service's directory."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def require_committed(project: Project) -> None:
-    """Refuse a service with changes that are not committed: an update could not be told from them.
+    """Refuse a service with uncommitted changes, which would mix with those of an update.
 
-    Files that git does not follow may be there; `carry` refuses those that are in the way.
+    Files that git does not follow may be there. `carry` refuses those that are in the way.
 
     Raises:
         FleetError: there are some.
@@ -34,7 +34,7 @@ def carry(trial: Trial) -> None:
     """Write what the update has changed, as git checks files out there, and mark conflicts.
 
     Raises:
-        FleetError: a file is in the way; nothing is written.
+        FleetError: a file is in the way. Nothing is written then.
     """
     top, repository = trial.project.top, trial.repository
     require_committed(trial.project)
@@ -60,7 +60,11 @@ def carry(trial: Trial) -> None:
 
 
 def refuse_what_is_in_the_way(trial: Trial, changes: list[tuple[str, str]], result: str) -> None:
-    """Raises FleetError: somebody would lose a file that git does not follow, or does not show."""
+    """Refuse an update that would overwrite a file that git does not follow or does not show.
+
+    Raises:
+        FleetError: there is such a file.
+    """
     top = trial.project.top
     modes = git(trial.repository, "ls-tree", "-r", "-z", trial.head).split("\0")
     links = {entry.partition("\t")[2] for entry in modes if entry.startswith(("120000", "160000"))}
@@ -87,7 +91,7 @@ def same(trial: Trial, name: str, result: str) -> bool:
 
 
 def delete(top: Path, name: str) -> None:
-    """Delete a file, and the directories that it leaves empty."""
+    """Delete a file, and the directories that are empty then."""
     (top / name).unlink(missing_ok=True)
     for parent in (top / name).parents:
         if parent == top or not parent.is_dir() or any(parent.iterdir()):
@@ -144,7 +148,7 @@ def undone_on_failure(trial: Trial, paths: list[str]) -> Iterator[None]:
             shutil.copy2(trial.scratch / "kept-index", index)
             raise
     except InterruptedError:
-        pass  # the signal itself ends the command, below
+        pass  # The signal itself ends the command, when it is let through below
     except (OSError, ServiceError) as error:
         raise FleetError(f"nothing is updated: {error}") from None
     finally:

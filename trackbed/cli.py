@@ -1,4 +1,4 @@
-"""The command `trackbed`: one service, and below `fleet` many."""
+"""Command `trackbed` for one service, and `trackbed fleet` for many."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def enter(directory: single.Directory = None) -> None:
 
 
 class Interrupted(BaseException):
-    """A signal that ends the command, after what it has started is ended and removed."""
+    """Signal that ends the command, after everything that it has started is ended and removed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -49,7 +49,7 @@ class Interrupted(BaseException):
 
 def interrupt(number: int, frame: object) -> None:
     """End the programs that run, and with them the threads that wait for them."""
-    signal.signal(number, signal.SIG_IGN)  # once is enough
+    signal.signal(number, signal.SIG_IGN)  # A second signal would interrupt the cleanup
     stop()
     raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
@@ -65,7 +65,7 @@ def fleet() -> None:
 
 
 def run(command: typer.Typer) -> None:
-    """Run a command, and end with one line and a code where it is mistaken or interrupted."""
+    """Run a command, and end with one line and an exit code if it is mistaken or interrupted."""
     personal.remember()
     isolate()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -1,4 +1,4 @@
-"""What several commands find out, each in one place. Copier is imported where it is needed only."""
+"""Findings of the commands. Copier is imported only if a command needs it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +23,7 @@ def inventory(fleet: Fleet, catalogue: Catalogue | None = None) -> Findings[Inve
 
 
 def read_owned(fleet: Fleet, file: Path | None = None) -> Ownership:
-    """Which paths are the template's. Raises FleetError."""
+    """Return the paths that are the template's. Raises FleetError."""
     directory = Path(fleet.template.address if fleet.template else ".")
     return read_ownership(file or directory / "ownership.toml")
 
@@ -43,7 +43,7 @@ def drift(fleet: Fleet, owned: Ownership) -> Findings[Drift]:
 def policy(
     fleet: Fleet, items: Sequence[Inventory], rules: Sequence[Rule], file: Path
 ) -> Findings[Policy]:
-    """Raises FleetError for a rule of a question that nobody asks."""
+    """Judge the services. Raises FleetError for a rule of a question that nobody asks."""
     known = questions(fleet.template) | {name for item in items for name in item.answers}
     require_known(rules, known, file)
     judged = judge(items, rules)
@@ -66,7 +66,7 @@ def forecast(fleet: Fleet, to: str | None) -> Findings[Forecast]:
 def update(
     fleet: Fleet, to: str | None, *, branch: str | None, test: str | None
 ) -> Findings[Update]:
-    """Updates each on a new branch; `test` is a command that has to succeed, if there is one."""
+    """Update each on a new branch. If `test` is given, this command has to succeed."""
     from trackbed import parallel
     from trackbed.prepare import Wanted, in_each
     from trackbed.update import TEST_SECONDS, UpdateJob, branch_name

@@ -1,4 +1,4 @@
-"""A service's own dependencies in pyproject.toml, taken out of its lists and put back."""
+"""Dependencies of a service in pyproject.toml, taken out of its lists and put back."""
 
 import re
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ def set_aside(project: Path, rendered: Path) -> Lists:
     """Take the dependencies that somebody has added out of a project's lists.
 
     Args:
-        project: where it is done.
+        project: the project whose lists are changed.
         rendered: the project as its version renders it.
 
     Returns:
-        The lines by table and list; nothing if none was added.
+        The lines by table and list, or nothing if none was added.
     """
     mine, plain = read(project), read(rendered)
     own: Lists = {}
@@ -42,7 +42,11 @@ def set_aside(project: Path, rendered: Path) -> Lists:
 
 
 def put_back(project: Path, own: Lists) -> bool:
-    """Add lines at the end of the lists that they came from, unless one is there no more."""
+    """Add lines at the end of the lists that they came from.
+
+    Returns:
+        False if a list is gone, or names one of the packages already.
+    """
     lines = read(project)
     there = lists(lines)
     for place, added in own.items():
@@ -61,7 +65,7 @@ def put_back(project: Path, own: Lists) -> bool:
 
 
 def placed(lines: list[str]) -> Iterator[tuple[tuple[str, str] | None, str]]:
-    """Tell for each line which list of dependencies it is in, if any."""
+    """Yield each line with the list of dependencies that it is in, if any."""
     table, name = "", None
     for line in lines:
         if name is not None and line.startswith("]"):
@@ -91,7 +95,7 @@ def name_of(line: str) -> str | None:
 
 
 def with_comma(line: str) -> str:
-    """A list's last entry needs none, until another follows."""
+    """Return a line with a comma, which the last entry of a list may lack."""
     return ENTRY.sub(r"\1,\4", line)
 
 

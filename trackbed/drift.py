@@ -1,4 +1,4 @@
-"""Which of the template's own files are not as the recorded version renders them."""
+"""Drift, the template's own files that are not as the recorded version renders them."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from trackbed.services import committed, where
 from trackbed.templates import Ownership
 
 LARGEST = 16 * MEGABYTE
-"""Bytes of a service's file that are compared; a larger one differs."""
+"""Maximum bytes of a service's file that is compared. A larger one differs."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DriftJob:
 
 
 def examine(drift: DriftJob) -> Drift:
-    """Compares the service's working tree, or the branch that is asked for."""
+    """Compare the service's working tree, or the branch that is asked for."""
     job = drift.job
     found = Drift(name=job.service.name, where=where(job.service), version=job.version)
     try:
@@ -61,7 +61,10 @@ def compare(rendered: Path, top: Path, inside: Path, ownership: Ownership, found
 
 
 def own_bytes(top: Path, name: Path) -> bytes | None:
-    """A service's file; of a link, the text that it is, and of anything else, nothing."""
+    """Return a service's file, a link's own text, or no bytes for anything else.
+
+    None means that there is nothing of that name.
+    """
     try:
         with directory_within(top, name.parent) as directory:
             try:
@@ -70,19 +73,19 @@ def own_bytes(top: Path, name: Path) -> bytes | None:
                 with suppress(OSError):
                     return os.fsencode(os.readlink(name.name, dir_fd=directory))
                 return b""
-    except ServiceError:  # a directory is a link
+    except ServiceError:  # A directory is a link
         return b""
     except OSError:
         return None
 
 
 def lines(data: bytes) -> bytes:
-    """A content, however its lines end."""
+    """Return a content with one kind of line endings."""
     return data.replace(b"\r\n", b"\n")
 
 
 def patch(rendered: Path, top: Path, inside: Path, names: Sequence[str], scratch: Path) -> str:
-    """Return what is different in some files, as git prints it; line endings are no difference."""
+    """Return the differences in some files as git prints them. Line endings do not count."""
     for side in ("template", "project"):
         (scratch / side).mkdir(parents=True)
     for name in names:

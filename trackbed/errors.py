@@ -1,4 +1,4 @@
-"""What ends the command, what only one service has, and how a stranger's text is shown."""
+"""Errors of the command and of one service, and the escaping of a stranger's text."""
 
 import re
 
@@ -8,18 +8,18 @@ UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-"""Characters that move the cursor, break a line, or show a text other than it is."""
+"""Characters that move the cursor, break a line, or change how a text looks."""
 
 COMMAND = re.compile(r"^(\s*):(?=:)|#(?=#\[|#vso\[)")
-"""Beginnings of what a CI service takes for an order when it stands in a log."""
+"""Beginnings of a line or text that a CI service takes for a command in a log."""
 
 
 class FleetError(Exception):
-    """What was asked for is mistaken: one line, and the command ends with exit code 2."""
+    """Error in what was asked for. It prints one line and ends the command with exit code 2."""
 
 
 class ServiceError(Exception):
-    """A service that cannot be dealt with: one line, and the others go on."""
+    """Error of one service, told in one line. The other services go on."""
 
     def __init__(self, message: str) -> None:
         super().__init__(without_users(message))
@@ -31,7 +31,7 @@ def without_users(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal, a log or a reader would take for something else than text."""
+    """Escape the parts that a terminal, a log or a reader would not take for text."""
     return COMMAND.sub(escape_last, UNSAFE.sub(escape_last, text))
 
 
@@ -47,11 +47,11 @@ def escaped(character: str) -> str:
 
 
 def one_line(error: BaseException | str) -> str:
-    """The last line that says something, of a message that may have many."""
+    """Return the last line of a message that is not empty, or the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def unexpected(error: BaseException) -> ServiceError:
-    """What a service made fail that nobody thought of."""
+    """Return an unexpected error as an error of the service that caused it."""
     return ServiceError(f"unexpected: {type(error).__name__}: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""A service's files, read without following a link that leads somewhere else."""
+"""Reading of a service's files, without following a link that leads somewhere else."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def directory_within(root: Path, name: PurePath) -> Iterator[int]:
 
 
 def read_in(directory: int, name: str, limit: int) -> bytes:
-    """Read a regular file of a directory that is open, or say what it is instead.
+    """Read a regular file of a directory that is open.
 
     Args:
         directory: the open directory.

@@ -1,4 +1,4 @@
-"""The commands for many services. Each imports only what it needs."""
+"""Commands for many services. Each imports only the modules that it needs."""
 
 import os
 from pathlib import Path
@@ -84,7 +84,7 @@ def inventory(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="for spreadsheets")] = False,
 ) -> None:
-    """Each service's version of the template, how old and how far behind it is, and its answers."""
+    """List each service's version of the template, how old or far behind it is, and its answers."""
     found = collect.inventory(fleet_of(paths, repos, template, address, jobs))
     if as_csv:
         write_csv(found.items)
@@ -104,7 +104,7 @@ def drift(
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
-    """The template's own files that are not as the recorded version renders them."""
+    """List the template's own files that are not as the recorded version renders them."""
     fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
     finish(collect.drift(fleet, collect.read_owned(fleet, ownership)), as_json)
 
@@ -119,7 +119,7 @@ def policy(
     jobs: Jobs = CORES,
     as_json: AsJson = False,
 ) -> None:
-    """Which services break which rules, such as: backup != none, version >= 0.2."""
+    """List the services that break rules, such as backup != none or version >= 0.2."""
     from trackbed.policy import read_rules
 
     read = read_rules(rules)
@@ -146,7 +146,7 @@ def forecast(
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
-    """What copier update would do to each service. Touches none of them; go or no-go at the end."""
+    """Tell what copier update would do to each service, without a change. Ends with go or no-go."""
     fleet = fleet_of(paths, repos, template, address, jobs, trust=trust)
     finish(collect.forecast(fleet, to), as_json)
 
@@ -205,7 +205,7 @@ def report(
     jobs: Jobs = CORES,
     trust: Trust = False,
 ) -> None:
-    """One page for a browser, in one file: charts, and a table to sort and filter."""
+    """Write one page for a browser in one file, with charts and a table to sort and filter."""
     from trackbed.policy import read_rules
     from trackbed.report import Overview, render, require_writable, write
     from trackbed.templates import Catalogue
@@ -239,7 +239,11 @@ def fleet_of(
     *,
     trust: bool = False,
 ) -> Fleet:
-    """Raises FleetError: there are no services, or what is named is no template."""
+    """Find the services and the template.
+
+    Raises:
+        FleetError: there are no services, or the path that is named is no template.
+    """
     found = find(paths or [], repos)
     own = find_template(template, address or [])
     if trust and own is None:

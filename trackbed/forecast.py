@@ -1,4 +1,4 @@
-"""What `copier update` of a service would do, tried in a clone that is thrown away."""
+"""Forecast of `copier update` of a service, tried in a clone that is thrown away."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def verdict(attempt: Attempt) -> Verdict:
 
 
 def decide(forecasts: Sequence[Forecast]) -> tuple[bool, str]:
-    """Go or no-go, and why, in a line."""
+    """Return go or no-go, and one line with the reasons."""
     counts = {
         name: sum(forecast.verdict == name for forecast in forecasts)
         for name in (*sorted(GOOD), *FAULTS)

@@ -1,8 +1,8 @@
-"""git, without questions, hooks and surprises.
+"""Runner of git, without questions, hooks and surprises.
 
-A service's repository belongs to a stranger: git works in repositories that are made here, which
-borrow the service's objects and have none of its settings. The service's own is opened for names
-of commits only, and for the one branch that an update makes.
+A service's repository belongs to a stranger. So git works in repositories that are made here. They
+borrow the service's objects and have none of its settings. The service's own repository is opened
+only for names of commits and files, and for the one branch that an update makes.
 """
 
 import os
@@ -18,18 +18,18 @@ from trackbed.files import read_within
 
 TIMEOUT = 300
 SOON = 60
-"""Seconds for what takes none, unless a service's settings make git wait for ever."""
+"""Seconds for a quick question. A service's settings can make git wait for ever."""
 OUTPUT = 64 * bounded.MEGABYTE
 MEMORY = 4096 * bounded.MEGABYTE
 FILE_SIZE = 4096 * bounded.MEGABYTE
-"""Bytes of the largest file that git may write, a pack for one."""
+"""Maximum bytes of a file that git writes, such as a pack."""
 
 FILES = 200_000
 BYTES = 2048 * bounded.MEGABYTE
-"""Files, and bytes of them together, that a commit may have."""
+"""Maximum number of files in a commit, and of their bytes together."""
 
 SETTINGS = {
-    # what would run a program
+    # These settings could run a program
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "core.alternateRefsCommand": "true",
@@ -44,9 +44,9 @@ SETTINGS = {
     "fetch.recurseSubmodules": "false",
     "transfer.bundleURI": "false",
     "init.templateDir": "",
-    # a directory with HEAD, objects and refs, committed into a service, is no repository
+    # A service may commit a directory with HEAD, objects and refs, which is then no repository
     "safe.bareRepository": "explicit",
-    # a person's own habits, which would change what an update does
+    # A person's own habits would change what an update does
     "core.attributesFile": os.devnull,
     "core.excludesFile": os.devnull,
     "core.autocrlf": "false",
@@ -54,20 +54,20 @@ SETTINGS = {
     "status.showUntrackedFiles": "normal",
     "merge.conflictStyle": "merge",
     "advice.detachedHead": "false",
-    # an address that never answers
+    # An address may never answer
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
 }
 REACHING = re.compile(
     r"(url|credential|http|ssh|user)\..+|safe\.directory|core\.(sshcommand|gitproxy|askpass)"
 )
-"""Settings of the person's own that say how repositories are reached, and who commits."""
+"""Person's own settings that say how repositories are reached, and who commits."""
 
 PROTOCOLS = "file:git:http:https:ssh"
 STRANGERS_PROTOCOLS = "file:https:ssh"
 """Protocols for an address that only a service names.
 
-It is https or ssh; `file` is for what the person's own `url.*.insteadOf` makes of it.
+Such an address is https or ssh. The person's own `url.*.insteadOf` can turn it into `file`.
 """
 
 ELSEWHERE = {
@@ -96,11 +96,11 @@ PERSONAL = {
 
 SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ForwardAgent=no"
 OLDEST = (2, 38)
-"""Version of git that knows safe.bareRepository."""
+"""Oldest version of git that can be used, because it knows safe.bareRepository."""
 
 
 def isolate() -> None:
-    """Settings for git in this process and all that it starts, Copier's among them."""
+    """Set the variables for git in this process and all that it starts, also for Copier."""
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     os.environ |= {
@@ -117,7 +117,7 @@ def isolate() -> None:
     own = reaching()
     if not any(key == "core.sshcommand" for key, _ in own):
         os.environ.setdefault("GIT_SSH_COMMAND", f"ssh {SSH}")
-    # those of the caller's variables that reach a repository are among its own as well
+    # The person's settings include those that the caller has given in variables
     kept = [*own, *SETTINGS.items()]
     for number, (key, value) in enumerate(kept):
         os.environ[f"GIT_CONFIG_KEY_{number}"] = key
@@ -133,7 +133,7 @@ def isolate() -> None:
 
 
 def number_of_settings() -> int:
-    """How many settings git takes from variables."""
+    """Return the number of settings that git takes from variables."""
     try:
         return int(os.environ.get("GIT_CONFIG_COUNT") or 0)
     except ValueError:
@@ -141,10 +141,10 @@ def number_of_settings() -> int:
 
 
 def for_a_stranger() -> dict[str, str]:
-    """Variables for an address that only a service names: no secret goes there by itself.
+    """Return the variables for an address that only a service names, which gets no secret.
 
-    A helper that is a command, and a program that is asked, say the same secret to everybody.
-    Helpers that git knows by name, and those for one host, know whom they speak to.
+    A helper that is a command, and a program that asks, give the same secret to everybody. Helpers
+    that git knows by name, and those for one host, know whom they speak to.
     """
     count = number_of_settings()
     pairs = [
@@ -177,7 +177,7 @@ def for_a_stranger() -> dict[str, str]:
 
 
 def reaching() -> list[tuple[str, str]]:
-    """Read the person's own settings that are to be kept, those of no repository."""
+    """Return the person's own settings that are kept, without those of any repository."""
     nowhere = {"GIT_DIR": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         listed = git(None, "config", "--list", "-z", "--includes", env=nowhere)
@@ -201,7 +201,7 @@ def git(
     seconds: float = TIMEOUT,
     largest: int | None = None,
 ) -> str:
-    """What it prints.
+    """Run git, and return what it prints.
 
     Args:
         directory: where it works.
@@ -214,7 +214,7 @@ def git(
         largest: bytes of the largest file that it may write, in steps of half a kB.
 
     Raises:
-        ServiceError: it failed, took too long or printed too much; the message is git's own.
+        ServiceError: it failed with git's own message, took too long or printed too much.
     """
     name = next((str(word) for word in arguments if not str(word).startswith("-")), "")
     command = ["git", *map(str, arguments)]
@@ -240,7 +240,10 @@ def git(
 
 
 def complaint(stderr: str) -> str:
-    """git's first error, with what ssh or a server said before it: hints follow it."""
+    """Return git's first error without the hints after it, or the line of ssh or a server before.
+
+    That line counts if git says only that it could not read from the repository.
+    """
     lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip()]
     for number, line in enumerate(lines):
         if line.startswith(("fatal: ", "error: ")):
@@ -253,7 +256,11 @@ def complaint(stderr: str) -> str:
 
 @cache
 def require_git() -> None:
-    """Raises FleetError: git is missing, or so old that it opens what a service commits."""
+    """Refuse a git that cannot be used.
+
+    Raises:
+        FleetError: git is missing, or so old that it opens repositories that a service commits.
+    """
     try:
         said = git(None, "version")
     except ServiceError as error:
@@ -264,7 +271,7 @@ def require_git() -> None:
 
 
 def commit_of(repository: Path, revision: str) -> str | None:
-    """The full hash of the commit that a revision names, if there is one."""
+    """Return the full hash of the commit that a revision names, if there is one."""
     if not revision or revision.startswith("-") or not revision.isprintable():
         return None
     try:
@@ -281,7 +288,11 @@ def commit_of(repository: Path, revision: str) -> str | None:
 
 
 def links_of(repository: Path, commit: str) -> list[str]:
-    """The symbolic links of a stranger's commit. Raises ServiceError: it would fill the disk."""
+    """Return the symbolic links of a stranger's commit.
+
+    Raises:
+        ServiceError: the commit has so many files or bytes that it would fill the disk.
+    """
     listed = git(repository, *at(repository), "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
     links, total, number = [], 0, 0
     for entry in filter(None, listed.split("\0")):
@@ -300,7 +311,7 @@ def links_of(repository: Path, commit: str) -> list[str]:
 
 
 def at(repository: Path) -> list[str]:
-    """The option that opens this repository, and none that git finds in or above it."""
+    """Return the option that opens this repository, and no other that git finds in or above it."""
     inner = repository / ".git"
     return [f"--git-dir={inner if inner.exists() else repository}"]
 
@@ -309,18 +320,18 @@ def at(repository: Path) -> list[str]:
 
 
 def of_its_own(top: Path, *arguments: str) -> str:
-    """Ask about names of commits and of files, which runs nothing, in a service's repository."""
+    """Ask a service's repository about names of commits and files, which runs nothing."""
     return git(top, f"--git-dir={top / '.git'}", *arguments, seconds=SOON)
 
 
 def own_path(top: Path, name: str) -> Path:
-    """Find one of git's own files in a service's repository, which may be a worktree."""
+    """Return the path of a file of git's in a service's repository, which may be a worktree."""
     asked = of_its_own(top, "rev-parse", "--path-format=absolute", "--git-path", name)
     return Path(asked.removesuffix("\n"))
 
 
 def tip(top: Path, branch: str | None = None) -> str:
-    """The full hash of a branch's last commit, or of the one that is checked out.
+    """Return the full hash of a branch's last commit, or of the one that is checked out.
 
     Raises:
         ServiceError: there is none.
@@ -336,7 +347,7 @@ def tip(top: Path, branch: str | None = None) -> str:
 
 
 def borrow(top: Path, directory: Path, commit: str) -> Path:
-    """Make a repository with a commit of a service's, and with no setting of its own.
+    """Make a repository with a service's commit, and without the service's settings.
 
     Returns:
         The repository's directory of git, without files that are checked out.
@@ -366,7 +377,7 @@ CHECKOUT = ("core.autocrlf", "core.eol", "core.filemode", "core.ignorecase", "co
 
 
 def own_settings(top: Path) -> dict[str, str]:
-    """Read the settings of a service's repository, as data: none of them takes effect."""
+    """Read the settings of a service's repository as data. None of them takes effect."""
     file = of_its_own(top, "rev-parse", "--path-format=absolute", "--git-path", "config")
     with suppress(ServiceError):
         listed = git(
@@ -378,7 +389,7 @@ def own_settings(top: Path) -> dict[str, str]:
 
 
 def checkout_settings(top: Path) -> list[str]:
-    """Options by which a status is as the person's own git would have it."""
+    """Return the options for a status like that of the person's own git."""
     own = own_settings(top)
     given = {"core.autocrlf": personal("core.autocrlf") or "false"}
     given |= {key: own[key] for key in CHECKOUT if key in own}
@@ -389,7 +400,7 @@ def checkout_settings(top: Path) -> list[str]:
 
 @cache
 def personal(key: str) -> str | None:
-    """Read a setting of the person's own, of no repository."""
+    """Return one of the person's own settings, but none of a repository."""
     env = {name: value for name, value in os.environ.items() if name not in PERSONAL}
     env |= {name: os.environ[kept] for name, kept in PERSONAL.items() if os.environ.get(kept)}
     env |= {"GIT_CONFIG_COUNT": "0", "GIT_DIR": os.devnull}

@@ -1,4 +1,4 @@
-"""Which version of the template each service has: of those that are here, files are read only."""
+"""Inventory of the services' versions of the template. It only reads files of local services."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from trackbed.templates import Catalogue
 
 
 def take(services: Sequence[Service], catalogue: Catalogue, jobs: int) -> list[Inventory]:
-    """One entry a service, in their order."""
+    """Return one entry for each service, in their order."""
     read_one = partial(attempt_read, catalogue=catalogue)
     files = [service for service in services if not (service.url or service.branch)]
     others = [service for service in services if service.url or service.branch]
@@ -45,14 +45,14 @@ def attempt_read(service: Service, catalogue: Catalogue) -> Read:
         return directory, find_answers(service, directory, catalogue.ours)[1]
     except ServiceError as error:
         return error
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 
 def attempt(service: Service, read: Read, catalogue: Catalogue, today: date) -> Inventory:
     try:
         return describe(service, read, catalogue, today)
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         problem = str(unexpected(error))
         return Inventory(name=service.name, where=where(service), problem=problem)
 
@@ -91,7 +91,7 @@ def describe(service: Service, read: Read, catalogue: Catalogue, today: date) ->
 
 
 def comparable(item: Inventory) -> str | None:
-    """The version as PEP 440 has it: commits after a release are a post-release."""
+    """Return the version as PEP 440 writes it. Commits after a release are a post-release."""
     if item.unknown or item.version is None or as_version(item.version) is None:
-        return None  # whatever a service writes there, nobody has seen such a release
+        return None  # A service may write any version there, and nobody has seen such a release
     return f"{item.version}.post{item.distance}" if item.distance else item.version

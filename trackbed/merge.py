@@ -1,4 +1,4 @@
-"""Update one service: in a clone first, and then in its directory, or not at all."""
+"""Update of one service, in a clone first, and then in its directory, or not at all."""
 
 import os
 import re
@@ -20,15 +20,15 @@ LOCK = "uv.lock"
 MANIFEST = "pyproject.toml"
 LOCK_SECONDS = 900
 FAR = "30%"
-"""Part of a file that has to be the same for it to have moved."""
+"""Part of a file that has to be the same, so that the file counts as moved."""
 
 
 @dataclass(kw_only=True)
 class Merged:
-    """An update, as it is or will be in the service.
+    """Update, as it is or will be in the service.
 
     Attributes:
-        version: what it is made from, and `target`, what to.
+        version: the version before the update, and `target`, the version after it.
         changed: the files that it writes or deletes.
         conflicts: those that somebody has to settle.
         lost: words that somebody had written and that are gone.
@@ -54,7 +54,7 @@ class Merged:
 
 
 class Trial:
-    """An update of a service's last commit in a clone of its repository."""
+    """Trial of an update of a service's last commit, in a clone of its repository."""
 
     def __init__(
         self, project: Project, origin: Origin, step: Step, data: Mapping[str, str], scratch: Path
@@ -76,17 +76,17 @@ class Trial:
         self.data = data
         self.scratch = scratch
         self.ownership = origin.ownership(step)
-        # a template may name things after the directory
+        # The clone has the same name, because a template may name things after the directory
         self.repository = scratch / "clone" / file_name(project.top.name)
         self.directory = self.repository / self.job.inside
         self.original = scratch / render.PREFIX / file_name(project.directory.name)
         self.merged = Merged(version=origin.version, target=step.name)
 
     def run(self, *, lock: bool) -> Merged:
-        """Update the clone, and look at what has become of the service's own edits.
+        """Update the clone, and return what has become of the service's own edits.
 
         Raises:
-            FleetError: it cannot be done; the line says why.
+            FleetError: it cannot be done, for the reason in the message.
         """
         self.clone()
         with self.copier():
@@ -112,7 +112,7 @@ class Trial:
         return merged
 
     def clone(self) -> None:
-        """Make the clone; links are plain files in it, so that nothing is written through them."""
+        """Make the clone. Links are plain files in it, so that nothing is written through them."""
         borrow(self.project.top, self.repository, self.head)
         git(self.repository, "config", "core.symlinks", "false")
         git(self.repository, "reset", "--quiet", "--hard")
@@ -136,7 +136,7 @@ class Trial:
         except render.TrustNeeded as error:
             raise FleetError(f"the template needs trust, which is never given: {error}") from None
         except ServiceError as error:
-            # the one way in which a template ends Copier with a message of its own
+            # This is the one way in which a template ends Copier with a message of its own
             if message := re.search(r"has no attribute '(\w+: .+)'$", str(error)):
                 raise FleetError(message[1]) from None
             raise
@@ -188,10 +188,10 @@ class Trial:
                 raise FleetError(f"no {here} may be where the template has a {theirs}: {name}")
 
     def look_for_moves(self) -> None:
-        """Compare the service with the recorded version: which of its files are somewhere else?
+        """Note the files of the recorded version that are gone or somewhere else in the service.
 
         Raises:
-            FleetError: a whole directory of the template's is.
+            FleetError: a whole directory of the template's is somewhere else.
         """
         rendered = tree_of(self.original, self.repository, self.scratch)
         inside = self.job.inside
@@ -220,7 +220,7 @@ class Trial:
         ]
 
     def leave_out(self) -> None:
-        """Take away new files below directories that were deleted: half of one does not work."""
+        """Delete new files below directories that were deleted, because half of one cannot work."""
         before = {str(Path(name).parent) for name in files(self.original)}
         kept = {name for _, name in listed(self.directory)}
         alive = {str(parent) for name in kept for parent in Path(name).parents}
@@ -231,7 +231,7 @@ class Trial:
                 self.merged.left_out.append(name)
 
     def lock_file(self) -> Path | None:
-        """Find the lock: in a workspace of uv it is above the service."""
+        """Return the path of uv.lock, which is above the service in a workspace of uv."""
         for directory in (self.directory, *self.directory.parents):
             if (directory / LOCK).is_file():
                 return directory / LOCK
@@ -240,7 +240,7 @@ class Trial:
         return None
 
     def renew_lock(self, file: Path) -> str | None:
-        """Renew uv.lock in the clone; returns why that could not be done, if so."""
+        """Renew uv.lock in the clone. Return the reason if that could not be done."""
         manifest = self.directory / MANIFEST
         if not manifest.is_file():
             return None
@@ -261,7 +261,8 @@ class Trial:
             )
         except (OSError, bounded.Exceeded) as error:
             return f"uv lock failed: {error}; run it"
-        if file.parent != self.directory:  # the service is no member of what is locked there
+        # A service that is no member of the workspace gets its own lock, which is removed here
+        if file.parent != self.directory:
             (self.directory / LOCK).unlink(missing_ok=True)
         if done.code:
             file.write_bytes(before)
@@ -281,7 +282,7 @@ def files(directory: Path) -> list[str]:
 
 
 def tree_of(directory: Path, repository: Path, scratch: Path) -> str:
-    """Write a directory's files as a tree of a repository that has nothing to do with it."""
+    """Write a directory's files as a tree of another repository, and return the tree's hash."""
     env = {
         "GIT_DIR": str(repository / ".git"),
         "GIT_WORK_TREE": str(directory),
@@ -292,13 +293,13 @@ def tree_of(directory: Path, repository: Path, scratch: Path) -> str:
 
 
 def record(repository: Path, message: str) -> str:
-    """Commit all that is in a clone. Returns the commit."""
+    """Commit all files of a clone, and return the commit."""
     who = {
         f"GIT_{role}_{key}": value
         for role in ("AUTHOR", "COMMITTER")
         for key, value in (("NAME", "trackbed"), ("EMAIL", "trackbed@localhost"))
     }
-    # the clone had no ignored file: whatever is ignored in it came with the update
+    # The clone had no ignored files, so all ignored files in it came with the update
     git(repository, "add", "--all", "--force", ".")
     git(repository, "commit", "--quiet", "--no-verify", "--message", message, env=who)
     return git(repository, "rev-parse", "HEAD").strip()

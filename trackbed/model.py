@@ -1,4 +1,4 @@
-"""What the commands find out, and its form as JSON.
+"""Findings of the commands, and their form as JSON.
 
 Every command but `report` prints with `--json` one object, made by `Findings.document`:
 
@@ -10,7 +10,7 @@ Every command but `report` prints with `--json` one object, made by `Findings.do
      "services": [...]}                # one a service, in the order in which they were given
 
 Each of the services has `name`, `where` (a path or an address, without a password) and `problem`
-(null, or the one line that says why it could not be dealt with; the other fields are then empty).
+(null, or the one line that says why it could not be dealt with, and the other fields are empty).
 The further fields are those of `Inventory`, `Drift`, `Policy`, `Forecast` and `Update` below.
 Fields are added, never renamed.
 
@@ -31,7 +31,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 @dataclass(frozen=True)
 class Service:
-    """Where a service's repository is: on this machine, or at an address that git can clone."""
+    """Service, whose repository is on this machine or at an address that git can clone."""
 
     name: str
     path: str | None = None
@@ -56,12 +56,12 @@ class Item:
 
 @dataclass(kw_only=True)
 class Inventory(Item):
-    """A service, and the template's version in it.
+    """Service, and the template's version in it.
 
     Attributes:
         template: the template's address, as `_src_path` has it.
         recorded: `_commit`, as it stands.
-        version: the release; with `distance`, the last one before.
+        version: the release, or with `distance` the last release before.
         distance: commits after that release, 0 for the release itself.
         unknown: why there is no version, or not the number of releases it is behind.
         released: the release's date.
@@ -85,7 +85,7 @@ class Inventory(Item):
 
 @dataclass(kw_only=True)
 class Drift(Item):
-    """The template's own files that are not as the recorded version renders them."""
+    """Drift, the template's own files that are not as the recorded version renders them."""
 
     version: str | None = None
     changed: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Policy(Item):
 
 @dataclass(kw_only=True)
 class Loss:
-    """What somebody wrote into a file and the update takes away."""
+    """Words that somebody wrote into a file and that the update removes."""
 
     path: str
     tokens: list[str]
@@ -113,7 +113,7 @@ class Loss:
 
 @dataclass(kw_only=True)
 class Attempt:
-    """What `copier update` did in a clone."""
+    """Result of `copier update` in a clone."""
 
     changed: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
@@ -127,11 +127,12 @@ Verdict = Literal["current", "clean", "conflicts", "lost", "trust", "unknown"]
 
 @dataclass(kw_only=True)
 class Forecast(Item):
-    """What `copier update` would do.
+    """Forecast of what `copier update` would do.
 
     Attributes:
-        verdict: `current`: nothing; `clean`; `conflicts`, edits may be lost besides; `lost`: edits
-            of the service's own, without a conflict; `trust`: it runs commands; `unknown`: see
+        verdict: `current` if it would do nothing, and `clean` if nothing is in its way. With
+            `conflicts`, edits may be lost besides. With `lost`, edits of the service's own are
+            lost without a conflict. With `trust`, the template runs commands. For `unknown`, see
             `problem`.
         changed: the files that it writes or deletes.
         conflicts: those that somebody has to resolve.
@@ -155,7 +156,7 @@ Outcome = Literal["current", "updated", "failed", "refused"]
 
 @dataclass(kw_only=True)
 class Update(Item):
-    """What an update did: `updated` has made `branch`, any other outcome nothing at all."""
+    """Result of an update. Only the outcome `updated` means that it has made `branch`."""
 
     version: str | None = None
     target: str | None = None
@@ -172,7 +173,7 @@ Kind = TypeVar("Kind", bound=Item)
 
 @dataclass(frozen=True)
 class Findings(Generic[Kind]):
-    """What a command has found out; `ok` if all is well."""
+    """Findings of a command. `ok` means that all is well."""
 
     command: str
     items: Sequence[Kind]
@@ -192,7 +193,7 @@ class Findings(Generic[Kind]):
 
 
 def as_dict(item: Item) -> dict[str, Any]:
-    """Its fields; answers are not copied, of which there are many."""
+    """Return the fields. Answers are not copied, because there are many of them."""
     return {
         name: [asdict(one) if isinstance(one, Loss | Violation) else one for one in value]
         if isinstance(value, list)

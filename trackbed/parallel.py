@@ -1,4 +1,4 @@
-"""Many jobs at once, and a bar that says how far they are."""
+"""Processes that do many jobs at once, and a progress bar."""
 
 import multiprocessing
 import os
@@ -24,16 +24,16 @@ Result = TypeVar("Result")
 
 SECONDS = 600
 CPU_SECONDS = 60
-"""Seconds of processor time that a process takes for one service; those it starts have theirs."""
+"""Maximum seconds of processor time for one service. Child processes have their own limit."""
 MEMORY = 2048 * bounded.MEGABYTE
-"""Bytes that each process may allocate."""
+"""Maximum bytes that each process allocates."""
 NOTICE = 3.0
-"""Seconds that a process has to end those that it started, before it is killed."""
+"""Grace period in seconds, in which a process ends its children before it is killed."""
 
 
 @dataclass
 class Worker:
-    """A process that does one job after the other."""
+    """Process that does one job after the other."""
 
     process: Any
     connection: Connection
@@ -49,13 +49,13 @@ def run(
     label: str,
     seconds: float = SECONDS,
 ) -> list[Result | ServiceError]:
-    """The results in the order of the jobs; an error where there is none.
+    """Do the jobs, and return their results or errors in the order of the jobs.
 
     Args:
-        function: what is done with each.
-        jobs: they and the results are pickled.
-        processes: how many work at once.
-        label: stands beside the bar.
+        function: the function that does a job.
+        jobs: the jobs, which are pickled, as the results are.
+        processes: the number of processes that work at once.
+        label: the text beside the bar.
         seconds: time for each job, after which its process is killed.
     """
     results: dict[int, Result | ServiceError] = {}
@@ -84,7 +84,7 @@ def run(
 
 
 def start(function: Callable[[Any], Any]) -> Worker:
-    """Start a process, which has not begun with anything."""
+    """Start a process, which has no job yet."""
     here, there = context().Pipe()
     process = context().Process(target=serve, args=(function, there), daemon=False)
     process.start()
@@ -94,25 +94,25 @@ def start(function: Callable[[Any], Any]) -> Worker:
 
 def give(worker: Worker, number: int, jobs: Sequence[Any], seconds: float) -> None:
     worker.number, worker.until = number, monotonic() + seconds
-    with suppress(OSError):  # it is dead, which is seen soon
+    with suppress(OSError):  # If the process is dead, `collect` finds that out
         worker.connection.send(jobs[number])
 
 
 def finished(working: Sequence[Worker]) -> list[Worker]:
-    """Wait for those that have answered, have died or have had their time."""
+    """Wait until processes have answered, died or used up their time, and return them."""
     until = min(worker.until for worker in working)
     ready = wait([one.connection for one in working], timeout=max(0.0, until - monotonic()))
     return [one for one in working if one.connection in ready or monotonic() >= one.until]
 
 
 def collect(worker: Worker) -> tuple[Any, bool]:
-    """What a process has found, and whether it can go on."""
+    """Return the result of a process, and whether the process can go on."""
     if not worker.connection.poll():
         end(worker)
         return ServiceError("it took too long, and was ended"), False
     try:
         return worker.connection.recv(), True
-    except Exception:  # the process died, or sent what cannot be read
+    except Exception:  # The process died, or sent data that cannot be read
         end(worker)
         code = worker.process.exitcode
         if code == -getattr(signal, "SIGXCPU", 0):
@@ -133,13 +133,13 @@ def end(*workers: Worker) -> None:
 
 
 def serve(function: Callable[[Any], Any], connection: Connection) -> None:
-    """Do the jobs that come, until there are no more or who sends them is gone."""
+    """Do the jobs that come, until there are no more or their sender is gone."""
     if os.name == "posix":
-        os.setsid()  # signals of the terminal are for the command, which ends this process
+        os.setsid()  # The terminal's signals are for the command, which ends this process
     bounded.adopt()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # what a template's tasks print is no part of a report
+    os.dup2(2, 1)  # The output of a template's tasks is no part of a report
     incoming, given = context().Pipe(duplex=False)
     Thread(target=receive, args=(connection, given), daemon=True).start()
     while True:
@@ -149,29 +149,29 @@ def serve(function: Callable[[Any], Any], connection: Connection) -> None:
                 result = function(job)
         except MemoryError:
             result = ServiceError(f"it takes more than {MEMORY // bounded.MEGABYTE} MB")
-        except Exception as error:  # one service never stops the others
+        except Exception as error:  # One service never stops the others
             result = unexpected(error)
         connection.send(result)
 
 
 def receive(connection: Connection, given: Connection) -> None:
-    """Hand jobs over, and end this process with the one that sends them, however that ended."""
+    """Hand jobs over, and end this process if the one that sends them has ended in any way."""
     try:
         while True:
             given.send(connection.recv())
-    except Exception:  # there is nobody any more
+    except Exception:  # The sender is gone
         leave()
 
 
 def leave(*_: object) -> None:
-    """End this process, and what it has started itself or by way of Copier."""
+    """End this process, and all processes that it has started itself or through Copier."""
     bounded.stop()
     bounded.kill(os.getpid())
     os._exit(1)
 
 
 def context() -> Any:
-    """Processes that start with Copier imported, where the system can do that."""
+    """Return a context whose processes start with Copier imported, if the system can do that."""
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
@@ -181,7 +181,7 @@ def context() -> Any:
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; none where that is no terminal."""
+    """Show a progress bar on standard error, unless that is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(

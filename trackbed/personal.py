@@ -1,4 +1,4 @@
-"""git as whoever runs the command has it, for the repository of theirs that it works in."""
+"""Runner of git with the person's own settings, for the repository that is theirs."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from trackbed.errors import ServiceError
 from trackbed.git import ELSEWHERE, complaint
 
 environment: dict[str, str] = {}
-"""Variables as they were when the command began, but for those that lead git somewhere else."""
+"""Variables as they were when the command began, without those that redirect git."""
 
 
 def remember() -> None:
@@ -26,7 +26,7 @@ def git(
     """Run git with the person's own settings, and those of the repository.
 
     Raises:
-        ServiceError: it failed; the message is git's own.
+        ServiceError: it failed. The message is git's own.
     """
     done = subprocess.run(
         ["git", *arguments],

@@ -7,7 +7,7 @@
     builder in [dockerfile, railpack]       # one of several
     backup == litestream if profile == production
 
-A value is a word, a number or a text in double quotes; # starts a comment.
+A value is a word, a number or a text in double quotes. # starts a comment.
 """
 
 import operator
@@ -38,20 +38,20 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-# of any answer; those of ORDER besides are for numbers and versions only
+# These operators are for any answer, and the others of ORDER only for numbers and versions
 EQUALITY = {"==", "!="}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A question or `version`, an operator, and what it is compared with."""
+    """Condition, made of a question or `version`, an operator, and the values to compare with."""
 
     name: str
     operator: str
     values: tuple[str, ...]
 
     def holds(self, facts: Mapping[str, Any]) -> bool:
-        """Whether it is so; what was never answered is equal to nothing and holds nothing."""
+        """Return whether the condition is met. A missing answer equals and holds nothing."""
         answer = facts.get(self.name)
         if self.name == "version" or self.operator in ORDER.keys() - EQUALITY:
             return self.in_order(answer)
@@ -83,7 +83,7 @@ class Rule:
 
 
 def text(value: Any) -> str:
-    """An answer as YAML writes it."""
+    """Return an answer as YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
@@ -101,7 +101,11 @@ def same(answer: Any, value: str) -> bool:
 
 
 def read_rules(file: Path) -> list[Rule]:
-    """Raises FleetError with the line of the first rule that cannot be read."""
+    """Read the rules of a file.
+
+    Raises:
+        FleetError: a rule cannot be read. The message has the line of the first one.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -161,7 +165,7 @@ def unquoted(value: str) -> str:
 
 
 def require_known(rules: Sequence[Rule], known: set[str], file: Path) -> None:
-    """Raises FleetError for a question that the template does not ask."""
+    """Refuse rules about questions that the template does not ask. Raises FleetError."""
     for rule in rules:
         for condition in (rule.condition, rule.only_if):
             if condition and condition.name not in known | {"version"}:

@@ -1,4 +1,4 @@
-"""From services to jobs: open each, read its answers, and check out the template's commits."""
+"""Preparation of jobs, which opens services, reads answers, and checks out the template."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ Task = TypeVar("Task")
 
 @dataclass(frozen=True)
 class Wanted:
-    """To which revision of the template.
+    """Revision of the template that is wanted.
 
     Attributes:
-        to: None is the last release.
+        to: the revision, or None for the last release.
         working_tree: HEAD takes changes that are not committed.
         release_only: another revision than a release is refused.
-        stay: none, the recorded version only.
+        stay: no other revision is wanted than the recorded version.
     """
 
     to: str | None = None
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Opened:
-    """A service whose answers are read, and the commit that it is at, or why there is none."""
+    """Service whose answers are read, and the commit that it is at, or why there is none."""
 
     service: Service
     directory: Path
@@ -59,9 +59,9 @@ def in_each(
     label: str,
     seconds: float = parallel.SECONDS,
 ) -> list[Result]:
-    """Do something with each service that can be opened; the others get their reason.
+    """Run a function for each service that can be opened. The others get the reason as a problem.
 
-    One that takes more seconds than it has is ended.
+    A job that takes more seconds than it has is ended.
     """
     with workspace() as directory:
         prepared = prepare(fleet, wanted, directory)
@@ -129,7 +129,7 @@ def prepare_one(
         return error
     except FleetError:
         raise
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 
@@ -143,7 +143,7 @@ def read(service: Service, template: Template | None) -> Opened | ServiceError:
         return Opened(service, repository, commit_or_reason(service, repository), name, answers)
     except ServiceError as error:
         return error
-    except Exception as error:  # one service never stops the others
+    except Exception as error:  # One service never stops the others
         return unexpected(error)
 
 
@@ -155,7 +155,7 @@ def commit_or_reason(service: Service, repository: Path) -> str | ServiceError:
 
 
 def find_step(commits: Commits, repository: Path, answers: dict[str, Any], wanted: Wanted) -> Step:
-    """Raises ServiceError."""
+    """Return the recorded and the wanted commit, both checked out. Raises ServiceError."""
     for key in ("_src_path", "_commit"):
         if not answers.get(key):
             raise ServiceError(f"the answers file has no {key}")

@@ -1,4 +1,4 @@
-"""The one service that a command is for: its answers, its template, and the template's releases."""
+"""Service that a command is for, with its answers, its template and the template's releases."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from trackbed.templates import (
 ANSWERS_FILES = ".copier-answers*.y*ml"
 
 CURRENT = ":current:"
-"""Copier's word for the recorded commit."""
+"""Name that Copier gives to the recorded commit."""
 
 TELLING = {"backup", "builder", "project_name", "volume_path"}
 """Questions of every release of this template, which tell its answers from another template's."""
@@ -35,7 +35,7 @@ TELLING = {"backup", "builder", "project_name", "volume_path"}
 
 @dataclass(frozen=True)
 class Project:
-    """A service on this machine.
+    """Service on this machine.
 
     Attributes:
         directory: the service, and `top` the repository that it is in.
@@ -94,7 +94,7 @@ def answers_files(directory: Path) -> list[str]:
 
 
 def answers_of(directory: Path, name: str, *, several: bool) -> dict[str, Any]:
-    """Read an answers file; one of several may be another template's, and mistaken."""
+    """Read an answers file. If there are several, one may be another template's and mistaken."""
     try:
         return read_answers(Service(directory.name, str(directory)), directory, name)
     except ServiceError as error:
@@ -104,7 +104,7 @@ def answers_of(directory: Path, name: str, *, several: bool) -> dict[str, Any]:
 
 
 class Origin:
-    """The template that a project was made from, and its releases."""
+    """Template that a project was made from, and its releases."""
 
     def __init__(self, project: Project, scratch: Path) -> None:
         """Look the template up.
@@ -127,7 +127,7 @@ class Origin:
             )
 
     def require_template(self, directory: Path) -> None:
-        """Refuse a path that leads to no template: it may have led to one from somewhere else."""
+        """Refuse a path that leads to no template. A relative one may lead there from elsewhere."""
         if is_template(directory) or (directory / "HEAD").is_file():
             return
         source, path = self.project.source, Path(self.project.source.removeprefix("file://"))
@@ -152,7 +152,7 @@ class Origin:
 
     @property
     def newest(self) -> str:
-        """The newest release, or what is recorded where nothing is newer."""
+        """Return the newest release, or the recorded version if nothing is newer."""
         released = final(self.releases)
         version = self.recorded.version
         if not released or (version and Version(released[-1].version) <= Version(version)):
@@ -177,7 +177,7 @@ class Origin:
             raise FleetError(f"{error}{self.way_out(str(error))}") from None
 
     def way_out(self, problem: str) -> str:
-        """Say what helps where the recorded commit is none of the template's."""
+        """Return the help for a recorded commit that the template does not have."""
         if not problem.startswith(f"the template has no commit {self.project.recorded}"):
             return ""
         release = self.recorded.version or self.newest
@@ -187,7 +187,7 @@ class Origin:
         )
 
     def ownership(self, step: Step) -> Ownership:
-        """Read who owns which path, in the newer commit, or else in the recorded one."""
+        """Read the template's paths from the newer commit, or else from the recorded one."""
         for commit in (step.new, step.old):
             if (commit / "ownership.toml").is_file():
                 return read_ownership(commit / "ownership.toml")
@@ -196,7 +196,7 @@ class Origin:
 
 @contextmanager
 def opened(project: Project) -> Iterator[tuple[Origin, Path]]:
-    """Open the project's template, with a directory for what is made from it.
+    """Open the project's template, with a scratch directory.
 
     Raises:
         FleetError: the template cannot be read.

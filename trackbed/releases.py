@@ -1,4 +1,4 @@
-"""The template's releases, and which of them a service records."""
+"""Releases of the template, and the one that a service records."""
 
 import re
 import tomllib
@@ -17,12 +17,12 @@ from trackbed.model import Release
 DESCRIBED = re.compile(r"(?P<tag>.+)-(?P<distance>[0-9]{1,6})-g(?P<hash>[0-9a-f]{4,64})")
 HASH = re.compile(r"[0-9a-f]{7,64}")
 LENGTH = 100
-"""Characters of a version that is taken for one."""
+"""Maximum number of characters of a text that is taken for a version."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What `_commit` says: a release and the commits after it, or why it is unknown."""
+    """Release and the commits after it that `_commit` records, or why they are unknown."""
 
     release: Release | None = None
     version: str | None = None
@@ -33,12 +33,12 @@ class Recorded:
 def as_version(text: str) -> Version | None:
     try:
         return Version(text) if len(text) <= LENGTH else None
-    except ValueError:  # as for a number of more digits than Python reads
+    except ValueError:  # A number may have more digits than Python reads
         return None
 
 
 def read_releases(file: Path) -> list[Release]:
-    """The releases of a releases.toml, the oldest first.
+    """Return the releases of a releases.toml, the oldest first.
 
     Raises:
         FleetError: the file is mistaken.
@@ -73,7 +73,7 @@ FORMAT = "%00".join(
 
 
 def tagged_releases(repository: Path) -> list[Release]:
-    """The releases of a template that says them with tags only; tags of no commit are none.
+    """Return the releases of a template that has only tags. Tags of no commit do not count.
 
     Raises:
         ServiceError: it is no repository.
@@ -86,14 +86,17 @@ def tagged_releases(repository: Path) -> list[Release]:
             continue
         own, tagged, day, summary = rest.split("\0", 3)
         kind, _, commit = (tagged if tagged.strip() else own).partition(" ")
-        with suppress(ValueError):  # a time that no calendar has
+        with suppress(ValueError):  # A tag may have a time that no calendar has
             if kind == "commit":
                 releases.append(Release(tag, commit, date.fromisoformat(day), summary))
     return sorted(releases, key=lambda release: Version(release.version))
 
 
 def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
-    """Which release a service has: `_commit` is a tag, a tag with commits after it, or a hash."""
+    """Return the release that a service has.
+
+    `_commit` is a tag, a tag with commits after it, or a hash.
+    """
     if recorded is None or not str(recorded).strip():
         return Recorded(unknown="no _commit: made from a directory without git")
     text = str(recorded).strip()
@@ -104,7 +107,7 @@ def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
         text, distance = match["tag"], int(match["distance"])
     version = as_version(text)
     for release in releases:
-        # 0.4 is the same version as 0.4.0 and names no tag, so that nothing can be updated from it
+        # Version 0.4 is the same as 0.4.0 but names no tag, so nothing can be updated from it
         if version is not None and text.removeprefix("v") == release.version.removeprefix("v"):
             return Recorded(release, release.version, distance)
     if HASH.fullmatch(text):
@@ -116,13 +119,13 @@ def recognize(recorded: object, releases: Sequence[Release]) -> Recorded:
         return Recorded(unknown=f"{text} is no version")
     plain = text.removeprefix("v")
     unknown = f"{plain} is not among the known releases"
-    if releases:  # somebody has written it there
+    if releases:  # Somebody has written the version there by hand
         return Recorded(unknown=unknown)
     return Recorded(None, plain, distance, unknown)
 
 
 def behind(recorded: Recorded, releases: Sequence[Release]) -> int | None:
-    """How many releases are newer; those before a release are not counted."""
+    """Return the number of newer releases, without prereleases."""
     if recorded.version is None or not releases:
         return None
     mine = Version(recorded.version)

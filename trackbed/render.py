@@ -1,4 +1,4 @@
-"""Copier in this process. Only the processes that render import it: that takes longer than git."""
+"""Copier in this process. Only processes that render import it, as that takes longer than git."""
 
 import io
 import os
@@ -26,13 +26,13 @@ from jinja2_ansible_filters import core_filters
 from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError, one_line
 
-# Copier gives the renders that an update makes for itself such a name, and in them our
-# template takes for granted what was recorded.
+# Copier gives such a name to the renders that an update makes for itself. In them our template
+# takes the recorded answers for granted.
 PREFIX = "copier._main.trackbed"
 
 
 class TrustNeeded(Exception):
-    """The template runs commands or loads code."""
+    """Error for a template that runs commands or loads code."""
 
 
 SYNTAX = (
@@ -54,13 +54,13 @@ SYNTAX = (
 )
 RENDERED = 200_000
 BYTES = 1024 * MEGABYTE
-"""Files and directories, and bytes of them, that a template makes in one service."""
+"""Maximum number of files and directories in one service, and of their bytes."""
 render_afresh: Any = copier_main.Worker._render_file
 make_folder_afresh: Any = copier_main.Worker._render_folder
 
 
 class Nothing:
-    """The module `glob` for a template that may not see which files there are."""
+    """Replacement of the module `glob` for a template that may not see which files there are."""
 
     @staticmethod
     def glob(pattern: str) -> list[str]:
@@ -79,7 +79,7 @@ def compile_once(
     raw: bool = False,
     defer_init: bool = False,
 ) -> Any:
-    """The same text in the same syntax is the same code."""
+    """Compile a text only once, because the same text in the same syntax is the same code."""
     if not isinstance(source, str):
         return compile_afresh(environment, source, name, filename, raw, defer_init)
     syntax = (type(environment), *(getattr(environment, option) for option in SYNTAX))
@@ -105,19 +105,19 @@ def prepared(
 ) -> Iterator[None]:
     """Let Copier take the commits of a template from where they are checked out already.
 
-    What it makes for itself meanwhile, it makes below `scratch`. A template that is not the
-    person's `own` sees no other file of the machine, and may make only so many.
+    Copier makes its own files below `scratch` meanwhile. A template that is not the person's `own`
+    sees no other file of the machine, and may make only a limited number of files and bytes.
 
-    For an update it clones the template four times, compiles every name and file three times, and
-    asks git for every file whether modes count, which on POSIX they do. Here it is once for
-    many services. The result is the same: a test compares it with that of `copier update`.
+    For an update, Copier clones the template four times, compiles every name and file three times,
+    and asks git for every file whether modes count, which on POSIX they do. Here this happens once
+    for many services. The result is the same. A test compares it with that of `copier update`.
     """
 
     def clone(url: str, ref: str = "HEAD", location: str | None = None) -> str:
         return str(new if ref == target else old)
 
     def is_git(url: str) -> str:
-        return url  # Copier would open a directory of that name to see
+        return url  # Copier would open a directory of that name to find out
 
     def leave_mode(worker: Any, path: Path, mode: int) -> None:
         pass
@@ -166,7 +166,7 @@ def prepared(
         raise ServiceError(f"Copier: {one_line(error)}") from None
     except MemoryError:
         raise ServiceError("Copier: it takes more memory than a service may") from None
-    except Exception as error:  # Jinja's and git's own, and whatever a template makes Copier raise
+    except Exception as error:  # A template can make Copier, Jinja and git raise any error
         raise ServiceError(f"Copier: {type(error).__name__}: {one_line(error)}") from None
 
 
@@ -191,7 +191,7 @@ def update(
 
 
 def copy(recorded: Mapping[str, Any], destination: Path, *, trust: bool, answers_file: str) -> None:
-    """What a commit renders with the answers that an answers file has; its tasks are not run."""
+    """Render a commit with the answers of an answers file. Its tasks are not run."""
     copier.run_copy(
         str(recorded["_src_path"]),
         destination,

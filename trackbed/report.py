@@ -1,4 +1,4 @@
-"""One page about all services, in a file that needs no other."""
+"""Page about all services, in a file that needs no other."""
 
 import base64
 import hashlib
@@ -23,13 +23,13 @@ from trackbed.templates import Template
 
 PAGE = Path(__file__).with_name("page.html")
 MARK = b'<meta name="generator" content="trackbed-fleet report">'
-# a larger number of a script is another one
+# JavaScript rounds larger numbers
 EXACT = 2**53
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What goes into the page."""
+    """Overview of the services, with everything that goes into the page."""
 
     template: Template | None
     releases: Sequence[Release]
@@ -57,7 +57,7 @@ class Overview:
         }
 
     def summary(self) -> str:
-        """In a line."""
+        """Return the overview in one line."""
         services = self.inventory.items
         read = [item for item in services if item.problem is None]
         parts = [
@@ -79,13 +79,13 @@ class Overview:
 
 
 def versions(items: Sequence[Inventory], releases: Sequence[Release]) -> list[str]:
-    """All that are mentioned, in the order of their numbers, which a script does not know."""
+    """Return all versions that are mentioned, in their order, which the page cannot compute."""
     found = {item.version for item in items if item.version and as_version(item.version)}
     return sorted(found | {release.version for release in releases}, key=Version)
 
 
 def render(document: dict[str, Any]) -> str:
-    """The page. Its policy lets nothing run but its own style and script."""
+    """Return the page. Its policy lets only its own style and script run."""
     page = PAGE.read_text(encoding="utf-8")
     return page.replace(">DATA<", f">{block(document)}<", 1).replace(
         '"POLICY"', f'"{content_policy(page)}"', 1
@@ -93,7 +93,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def content_policy(page: str) -> str:
-    """https://www.w3.org/TR/CSP3/#grammardef-hash-source"""
+    """Return the page's policy (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
     hashes = {
         name: " ".join(map(digest, re.findall(rf"<{name}>(.*?)</{name}>", page, re.DOTALL)))
         for name in ("script", "style")
@@ -109,13 +109,13 @@ def digest(text: str) -> str:
 
 
 def block(document: dict[str, Any]) -> str:
-    """JSON that ends no script, begins no comment, and is ASCII whatever it says."""
+    """Return JSON in ASCII that can neither end a script nor begin a comment."""
     text = json.dumps(exact(document), allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def exact(value: Any) -> Any:
-    """What a script reads as it stands: YAML knows more than JSON, and greater numbers."""
+    """Return a value that JSON and a script keep exactly. Other values of YAML become text."""
     if isinstance(value, dict):
         return {str(key): exact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -130,7 +130,7 @@ def exact(value: Any) -> Any:
 
 
 def require_writable(file: Path) -> None:
-    """Raises FleetError: the report cannot be written there, or something else would be lost."""
+    """Refuse a file that cannot be written, or that is no report. Raises FleetError."""
     try:
         if file.exists() and not is_report(file):
             raise FleetError(f"{file} is there already, and is no report: not overwritten")
@@ -148,13 +148,13 @@ def is_report(file: Path) -> bool:
 
 
 def beside(file: Path) -> Path:
-    """In the same directory, so that it can take the other's place at once."""
+    """Return a path in the same directory, so that its file can replace the other at once."""
     target = file.resolve()
     return target.with_name(f".{target.name}.{os.getpid()}")
 
 
 def write(file: Path, page: str) -> None:
-    """Whoever reads it meanwhile has the old one or the new one. Raises FleetError."""
+    """Write the page at once, so that readers get the old or the new one. Raises FleetError."""
     require_writable(file)
     staging = beside(file)
     try:

@@ -1,4 +1,4 @@
-"""Find the services, and open their repositories."""
+"""Search for the services, their repositories and their answers."""
 
 import json
 import os
@@ -24,17 +24,17 @@ ANSWERS_NAME = re.compile(r"\.copier-answers(\.[\w-]+)*\.ya?ml")
 ANSWERS_SIZE = 256 * 1024
 SMALL = 20_000
 ANSWERED = 500
-"""Maximum number of answers, each of which is a column of everybody's."""
+"""Maximum number of answers, because each is a column in the table of all services."""
 VALUES = 10_000
-"""Maximum number of values in an answers file, each counted as often as it is referred to."""
+"""Maximum number of values in an answers file. Each counts as often as it is referred to."""
 DEPTH = 20
 LEVELS = 100
 NESTING = (b"[", b"{", b"-", b"?")
 FEW = 400
-"""Number of signs that open a level, up to which a document cannot be dangerously deep."""
+"""Maximum number of signs that open a level in a document that is surely not too deep."""
 HEAD_SIZE = 1000
 LATEST = "refs/trackbed/latest"
-"""Name, in a clone of the cache, of the commit that the address had last."""
+"""Name of the address's newest commit, in a clone of the cache."""
 
 KEYS = {"name", "path", "url", "branch"}
 
@@ -42,7 +42,7 @@ YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def find(paths: Sequence[str], repos: Path | None) -> list[Service]:
-    """The services of the command line, then those of the file, none of them twice.
+    """Return the services of the command line, then those of the file, none of them twice.
 
     Raises:
         FleetError: there are none, or the file is mistaken.
@@ -57,7 +57,7 @@ def find(paths: Sequence[str], repos: Path | None) -> list[Service]:
 
 
 def distinct(services: Sequence[Service]) -> list[Service]:
-    """Services of one name are called by their directory's parent as well."""
+    """Return the services, with the directory's parent in names that occur more than once."""
     names = [service.name for service in services]
     return [
         Service(f"{Path(service.path).parent.name}/{service.name}", service.path)
@@ -68,13 +68,13 @@ def distinct(services: Sequence[Service]) -> list[Service]:
 
 
 def expand(text: str) -> Iterable[Service]:
-    """A service, or those in a directory that is none itself."""
+    """Return a service, or the services in a directory that is no service itself."""
     if is_url(text):
         return [Service(PurePosixPath(text.rstrip("/")).name.removesuffix(".git"), url=text)]
     path = absolute(text, Path())
     if not path.is_dir() or answers_files(path):
         return [local(path)]
-    one = os.path.lexists(path / ".git")  # whose directories may be services
+    one = os.path.lexists(path / ".git")  # Directories of one repository may be services
     inside = [
         child
         for child in sorted(path.iterdir())
@@ -84,7 +84,7 @@ def expand(text: str) -> Iterable[Service]:
 
 
 def answers_files(path: Path) -> list[str]:
-    """The names of the answers files in a directory: one a template that it was made from."""
+    """Return the names of the answers files in a directory, one for each of its templates."""
     try:
         return sorted(filter(ANSWERS_NAME.fullmatch, os.listdir(path)))
     except OSError:
@@ -96,7 +96,7 @@ def local(path: Path) -> Service:
 
 
 def read_repos(file: Path) -> list[Service]:
-    """The services of a repos.toml."""
+    """Return the services of a repos.toml."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -131,7 +131,7 @@ def read_service(entry: dict[str, Any], place: str) -> Service:
 
 
 def resolve(service: Service, base: Path) -> Service:
-    """Paths in a file are relative to it."""
+    """Return a service with an absolute path. Paths in a file are relative to it."""
     if service.path is None:
         return service
     path = absolute(service.path, base)
@@ -139,7 +139,7 @@ def resolve(service: Service, base: Path) -> Service:
 
 
 def absolute(path: str, base: Path) -> Path:
-    """Raises FleetError: there is no such user, or there can be no such path."""
+    """Return an absolute path. Raises FleetError for an unknown user or an impossible path."""
     try:
         return Path(os.path.abspath(base / Path(path).expanduser()))
     except (RuntimeError, ValueError) as error:
@@ -152,14 +152,17 @@ def where(service: Service) -> str:
 
 
 def cache_directory() -> Path:
-    """Where clones of addresses are kept: TRACKBED_FLEET_CACHE, or the user's cache."""
+    """Return the directory for clones of addresses.
+
+    It is TRACKBED_FLEET_CACHE, or a directory of the user's cache.
+    """
     if chosen := os.environ.get("TRACKBED_FLEET_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trackbed-fleet"
 
 
 def open_repository(service: Service) -> Path:
-    """The directory of a service on this machine.
+    """Return the directory of a service on this machine.
 
     Raises:
         ServiceError: it is no git repository, or cannot be cloned.
@@ -176,7 +179,7 @@ def open_repository(service: Service) -> Path:
 
 
 def committed_link(path: Path) -> str | None:
-    """The name of a link on the way to a directory that stands in a repository."""
+    """Return the name of a link in a repository on the way to a directory, if there is one."""
     if path.is_symlink() and any((above / ".git").exists() for above in path.parents):
         return path.name
     return link_above(path.parent)
@@ -188,7 +191,7 @@ def link_above(path: Path) -> str | None:
 
 
 def top(path: Path) -> Path:
-    """The root of the repository that a directory is in."""
+    """Return the root of the repository that a directory is in."""
     for directory in (path, *path.parents):
         if os.path.lexists(directory / ".git"):
             return directory
@@ -196,7 +199,7 @@ def top(path: Path) -> Path:
 
 
 def clone(url: str, branch: str | None) -> Path:
-    """The newest commit of an address, in the cache. No file of it is checked out."""
+    """Fetch the newest commit of an address into the cache. No file of it is checked out."""
     key = sha256(f"{url}#{branch}".encode()).hexdigest()[:12]
     name = re.sub(r"\W+", "-", PurePosixPath(url.rstrip("/")).stem).strip("-")
     directory = cache_directory() / f"{name}-{key}"
@@ -217,14 +220,14 @@ def clone(url: str, branch: str | None) -> Path:
         fetch(fresh)
         try:
             fresh.rename(directory)
-        except OSError:  # another process was first
+        except OSError:  # Another process may have been first
             if not directory.is_dir():
                 raise
     return directory
 
 
 def last_commit(service: Service, directory: Path) -> str:
-    """The full hash of the commit that a service is at.
+    """Return the full hash of the commit that a service is at.
 
     Raises:
         ServiceError: there is none.
@@ -235,7 +238,7 @@ def last_commit(service: Service, directory: Path) -> str:
 
 
 def committed(service: Service, directory: Path) -> bool:
-    """Whether what counts is a commit, and not the files that are checked out."""
+    """Return whether a commit counts, and not the files that are checked out."""
     if service.url:
         return True
     return service.branch is not None and service.branch != checked_out(directory)
@@ -247,12 +250,12 @@ Ours = Callable[[str, Path], bool]
 def find_answers(
     service: Service, directory: Path, ours: Ours | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The answers to the template that is asked about, and the name of their file.
+    """Return the name of the answers file of the template, and the answers in it.
 
     Args:
         service: the service.
-        directory: where it is.
-        ours: says if an address, in a directory, is the template's.
+        directory: its directory.
+        ours: a function that returns if an address, in a directory, is the template's.
 
     Raises:
         ServiceError: there are none, or there are several and none is to be preferred.
@@ -273,7 +276,11 @@ def find_answers(
 def committed_answers(
     service: Service, directory: Path, ours: Ours | None, only: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The same of a commit, or what `only` this file holds there. Raises ServiceError."""
+    """Return the name and the answers from a commit, of the file `only` if given.
+
+    Raises:
+        ServiceError: as `find_answers` does.
+    """
     commit = last_commit(service, directory)
     inside = directory.relative_to(top(directory)).as_posix()
     with tempfile.TemporaryDirectory(prefix="trackbed-fleet-") as scratch:
@@ -304,7 +311,7 @@ def committed_answers(
 def choose(
     names: Sequence[str], read: Callable[[str], bytes], directory: Path, ours: Ours | None
 ) -> tuple[str, dict[str, Any]]:
-    """The template's own among the answers files of a service. Raises ServiceError."""
+    """Return the template's own among a service's answers files. Raises ServiceError."""
     if not names:
         raise ServiceError(f"no {ANSWERS}: not made with Copier, or not kept up")
     if len(names) == 1:
@@ -333,7 +340,7 @@ def choose(
 
 
 def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict[str, Any]:
-    """What one answers file holds, with `_src_path` and `_commit`.
+    """Return the content of one answers file, with `_src_path` and `_commit`.
 
     Raises:
         ServiceError: there is no such file, or it cannot be read.
@@ -348,7 +355,7 @@ def read_answers(service: Service, directory: Path, name: str = ANSWERS) -> dict
 
 
 def parse(name: str, data: bytes) -> dict[str, Any]:
-    """The answers that a file holds. Raises ServiceError."""
+    """Return the answers that a file holds. Raises ServiceError."""
     try:
         text = data.decode("utf-8")
         if sum(map(data.count, NESTING)) > FEW:
@@ -368,7 +375,7 @@ def parse(name: str, data: bytes) -> dict[str, Any]:
         place = f", line {mark.line + 1}" if mark else ""
         raise ServiceError(f"{name} is no valid YAML{place}") from None
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-        # 2026-13-45, a number of 5,000 digits, and whatever else YAML calls a value
+        # YAML also takes 2026-13-45 or a number of 5,000 digits for a value
         raise ServiceError(f"{name} holds what is no answer") from None
     if isinstance(answers, dict) and len(answers) > ANSWERED:
         raise ServiceError(f"{name} holds more than {ANSWERED} answers")
@@ -377,13 +384,17 @@ def parse(name: str, data: bytes) -> dict[str, Any]:
     try:
         require_shallow(answers)
         json.dumps(answers, default=str)
-    except (RecursionError, TypeError, ValueError):  # it holds itself, or keys are no texts
+    except (RecursionError, TypeError, ValueError):  # A value holds itself, or keys are no texts
         raise ServiceError(f"{name} holds what is no answer") from None
     return answers
 
 
 def require_few_levels(text: str) -> None:
-    """Raises ValueError: a document is so deep that the library's own code in C would crash."""
+    """Refuse a document that is so deep that the library's C code would crash.
+
+    Raises:
+        ValueError: it is too deep.
+    """
     level = 0
     for event in yaml.parse(text, Loader=YamlLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -395,7 +406,7 @@ def require_few_levels(text: str) -> None:
 
 
 def require_shallow(value: Any, room: int = DEPTH) -> None:
-    """Raises ValueError: values hold others so deep that a program gives up, or themselves."""
+    """Refuse values that hold others too deep, or hold themselves. Raises ValueError."""
     if not room:
         raise ValueError("too deep")
     if isinstance(value, dict):
@@ -407,7 +418,11 @@ def require_shallow(value: Any, room: int = DEPTH) -> None:
 
 
 def values(node: Any) -> int:
-    """How many values a document holds, aliases written out. Raises ValueError: it holds itself."""
+    """Return the number of values in a document, with its aliases written out.
+
+    Raises:
+        ValueError: the document holds itself.
+    """
     counted: dict[int, int] = {}
 
     def count(one: Any) -> int:
@@ -427,7 +442,7 @@ def values(node: Any) -> int:
 
 
 def checked_out(directory: Path) -> str | None:
-    """The branch, read from the file that says so."""
+    """Return the branch that is checked out, read from .git/HEAD."""
     try:
         head = read_within(top(directory), PurePosixPath(".git/HEAD"), HEAD_SIZE)
     except (OSError, ServiceError):

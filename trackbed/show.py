@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Output of the commands."""
 
 import csv
 import json
@@ -20,12 +20,12 @@ from trackbed.model import Drift, Findings, Forecast, Inventory, Policy, Update
 
 WORDS = 6
 LONGEST = 1000
-"""Characters of a line in a cell."""
+"""Maximum number of characters of a line in a cell."""
 WHOLE = 8 * LONGEST
-"""Columns of a table whose lines are never broken: some beginnings are orders to a CI service."""
-# the longer ones are prose
+"""Width of a table without line breaks. A CI service takes some line beginnings for commands."""
+# Longer answers are prose, which the table leaves out
 ANSWER = 30
-# the last four are the full-width ones
+# The last four of FORMULA are the full-width ones
 LOGGED = re.compile(r"#(?=#\[|#vso\[)")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -43,7 +43,7 @@ def show(found: Findings[Any], *, as_json: bool) -> None:
         table.add_row(*(Text(cut(cell), style) for cell in (item.name, *cells)))
     if console.is_terminal:
         console.print(table)
-    else:  # whoever reads it in a file or through grep wants whole lines
+    else:  # People who read a file or use grep want whole lines
         console.width = WHOLE
         with console.capture() as capture:
             console.print(table)
@@ -52,13 +52,13 @@ def show(found: Findings[Any], *, as_json: bool) -> None:
 
 
 def cut(cell: str) -> str:
-    """One long text makes no column wide for everybody."""
+    """Shorten long lines, so that one text does not make a column wide for all."""
     lines = cell.split("\n")
     return "\n".join(f"{line[:LONGEST]}..." if len(line) > LONGEST else line for line in lines)
 
 
 def harmless(value: Any) -> Any:
-    """The same with every text in it escaped for a terminal and a log."""
+    """Return the value with every text in it escaped for a terminal and a log."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -72,7 +72,7 @@ def harmless(value: Any) -> Any:
 
 
 def quiet(text: str) -> str:
-    """JSON that says the same, without the characters that a terminal would obey."""
+    """Return JSON that says the same, without the characters that a terminal would obey."""
 
     def escaped(found: Any) -> str:
         return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
@@ -89,7 +89,7 @@ def as_json_text(document: dict[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same without numbers that JSON has not."""
+    """Return the value, with texts for the numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -98,7 +98,7 @@ def finite(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Answers that YAML reads as dates, and whatever else JSON does not know."""
+    """Return a text for a date or another value that YAML knows and JSON does not."""
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
@@ -171,7 +171,7 @@ FORMS: dict[str, tuple[list[str], Callable[[Any], list[str]]]] = {
 
 
 def write_csv(items: Sequence[Inventory]) -> None:
-    """One row a service, one column an answer."""
+    """Write one row for each service, with one column for each answer."""
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     columns = [field.name for field in fields(Inventory) if field.name != "answers"]
     writer = csv.writer(sys.stdout)
@@ -183,5 +183,5 @@ def write_csv(items: Sequence[Inventory]) -> None:
 
 
 def safe(text: str) -> str:
-    """A spreadsheet takes these for a formula."""
+    """Return a text that no spreadsheet takes for a formula."""
     return f"'{printable(text)}" if text.lstrip().startswith(FORMULA) else printable(text)

@@ -1,4 +1,4 @@
-"""The commands for one service. Each imports only what it needs."""
+"""Commands for one service. Each imports only the modules that it needs."""
 
 import json
 import re
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from trackbed.merge import Merged
 
 NOTES = "docs/upgrading.md"
-"""Where a template tells what each release means for its services."""
+"""Page in which a template tells what each release means for its services."""
 
 SHOWN = 8
-"""Words of a lost edit that are told."""
+"""Maximum number of words of a lost edit that are printed."""
 
 Place = Annotated[
     Path | None, typer.Argument(metavar="PATH", help="the service; by default this directory")
@@ -44,9 +44,9 @@ def status(
     answers_file: AnswersFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Version, newest version, and which of the template's files were changed here.
+    """Show the version, the newest version, and the template's files that were changed here.
 
-    Exit codes: 0 in step; 1 behind, or files differ; 2 it cannot be told.
+    Exit codes: 0 in step, 1 behind or files differ, 2 it cannot be told.
     """
     project = find_project(path or directory or Path.cwd(), answers_file)
     with opened(project) as (origin, scratch):
@@ -72,9 +72,9 @@ def status(
 
 
 def diff(path: Place = None, directory: Directory = None, answers_file: AnswersFile = None) -> None:
-    """What was changed in the template's files, as a patch.
+    """Show the changes in the template's files as a patch.
 
-    Exit codes: 0 nothing; 1 something; 2 it cannot be told.
+    Exit codes: 0 nothing, 1 something, 2 it cannot be told.
     """
     from trackbed.drift import patch
 
@@ -91,7 +91,7 @@ def diff(path: Place = None, directory: Directory = None, answers_file: AnswersF
 def notes(
     path: Place = None, directory: Directory = None, answers_file: AnswersFile = None
 ) -> None:
-    """What the template's newer releases mean for this service, the newest first."""
+    """Show what the template's newer releases mean for this service, the newest first."""
     project = find_project(path or directory or Path.cwd(), answers_file)
     with opened(project) as (origin, _):
         page = origin.step(None).new / NOTES
@@ -120,8 +120,8 @@ def update(
 ) -> None:
     """Update this service, and tell conflicts and edits that are gone. Commits nothing.
 
-    Exit codes: 0 clean, or nothing to do; 1 somebody has to look: conflicts, lost edits, a lock
-    that could not be renewed; 2 not done, and the service is as before; 130 interrupted, the same.
+    Exit codes: 0 clean, or nothing to do. 1 somebody has to look at conflicts, at lost edits, or at
+    a lock that could not be renewed. 2 not done, 130 interrupted, and the service is as before.
     """
     from trackbed.carry import carry, require_committed
     from trackbed.merge import Trial
@@ -143,7 +143,7 @@ def update(
 
 
 def told(merged: "Merged") -> list[str]:
-    """The update for a person, a line each."""
+    """Return the lines that tell a person about the update."""
     if not merged.changed:
         return [f"{merged.version} is what {merged.target} renders: nothing to do."]
     count = len(merged.changed)
@@ -171,7 +171,7 @@ def told(merged: "Merged") -> list[str]:
 def find_drift(
     project: Project, origin: Origin, scratch: Path
 ) -> tuple[Path, list[tuple[str, str]]]:
-    """The recorded version as it is rendered, and which of the template's files differ, and how."""
+    """Return the rendered recorded version, and the template's files that differ, and how."""
     from trackbed import render
     from trackbed.attempt import file_name
     from trackbed.drift import compare
@@ -193,7 +193,7 @@ def find_drift(
 
 
 def read_data(given: list[str]) -> dict[str, str]:
-    """Raises FleetError: one is not of the form NAME=VALUE."""
+    """Return the values by name. Raises FleetError for one that is not of the form NAME=VALUE."""
     for text in given:
         if not text.partition("=")[1] or not text.partition("=")[0].isidentifier():
             raise FleetError(f"-d {text}: write it as NAME=VALUE")
@@ -201,7 +201,7 @@ def read_data(given: list[str]) -> dict[str, str]:
 
 
 def sections(text: str, *, after: str, until: str) -> list[str]:
-    """The sections of a page whose headings are versions in a range."""
+    """Return the sections of a page whose headings are versions in a range."""
     low, high = as_version(after) or Version("0"), as_version(until) or Version("0")
     found = []
     for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The template that services are made from: its addresses, its releases, and its commits."""
+"""Template that services are made from, with its addresses, releases and commits."""
 
 import os
 import re
@@ -28,20 +28,20 @@ from trackbed.releases import (
 from trackbed.services import cache_directory
 
 RECORDED = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
-"""Names of tags that a service may record; others would be orders to git's search."""
+"""Form of tags that a service may record. git could take other names for search operators."""
 STRANGERS_SECONDS = 120
 STRANGERS_BYTES = 512 * MEGABYTE
-"""Time to fetch a template of a stranger's, and bytes of its pack."""
+"""Maximum seconds for fetching a stranger's template, and maximum bytes of its pack."""
 FETCHES = 8
-"""Templates of strangers that are fetched at once."""
+"""Maximum number of strangers' templates that are fetched at once."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """The template whose owner runs the command.
+    """Template whose owner runs the command.
 
     Attributes:
-        address: a directory, or what git can clone.
+        address: a directory, or an address that git can clone.
         addresses: the other names under which services may record it, normalized.
     """
 
@@ -49,13 +49,13 @@ class Template:
     addresses: frozenset[str] = field(default_factory=frozenset)
 
     def named(self, address: str, base: Path) -> bool:
-        """Whether an address, recorded in a directory, is the template's."""
+        """Return whether an address, recorded in a directory, is the template's."""
         return bool(self.addresses & {address, normalized(address, base)})
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The services, and the template of whoever asks."""
+    """Services, and the template of the person who asks."""
 
     services: Sequence[Service]
     template: Template | None
@@ -64,10 +64,10 @@ class Fleet:
 
 
 def find_template(given: str | None, further: Sequence[str] = ()) -> Template | None:
-    """The template that is named, or else the current directory, if it is one.
+    """Return the template that is named, or else the current directory, if it is one.
 
     Raises:
-        FleetError: what is named is no template.
+        FleetError: the path that is named is no template.
     """
     if given is None:
         here = Path.cwd()
@@ -93,10 +93,10 @@ def is_template(directory: Path) -> bool:
 
 
 def repository(address: str, *, stranger: bool = False) -> Path:
-    """A repository on this machine with all of a template's commits and tags.
+    """Return a repository on this machine with all of a template's commits and tags.
 
     Args:
-        address: a directory, or what git can clone.
+        address: a directory, or an address that git can clone.
         stranger: it is an address that only a service names.
 
     Raises:
@@ -134,9 +134,9 @@ def repository(address: str, *, stranger: bool = False) -> Path:
 
 
 class Sources:
-    """The repositories of the templates that services name, each fetched once.
+    """Repositories of the templates that services name, each fetched once.
 
-    The person's own template may be a directory. What only a service names is on another machine.
+    The person's own template may be a directory. Any other template is on another machine.
     """
 
     def __init__(self, template: Template | None) -> None:
@@ -144,7 +144,7 @@ class Sources:
         self.known: dict[str, Path | ServiceError] = {}
 
     def find(self, address: str, base: Path) -> Path:
-        """Raises ServiceError: it cannot be read, or may not be."""
+        """Return the repository. Raises ServiceError if it cannot be read, or may not be."""
         key = self.key(address, base)
         if key not in self.known:
             self.known[key] = self.attempt(address, base)
@@ -154,7 +154,7 @@ class Sources:
         return found
 
     def find_all(self, wanted: Iterable[tuple[str, Path]]) -> None:
-        """Fetch many at once, so that one that does not answer holds nobody up."""
+        """Fetch many at once, so that one that does not answer delays no other."""
         missing = {self.key(*one): one for one in wanted}
         missing = {key: one for key, one in missing.items() if key not in self.known}
         with ThreadPoolExecutor(FETCHES) as pool:
@@ -162,7 +162,7 @@ class Sources:
             self.known |= dict(zip(missing, found, strict=True))
 
     def key(self, address: str, base: Path) -> str:
-        """The very address, its user too: another's mistake in it is not this one's."""
+        """Return the exact address with its user, so that services share no mistake in it."""
         plain = expanded(address)
         return plain if is_url(plain) else normalized(address, base)
 
@@ -176,12 +176,12 @@ class Sources:
             return repository(path if path in self.template.addresses else self.template.address)
         except ServiceError as error:
             return error
-        except Exception as error:  # one service never stops the others
+        except Exception as error:  # One service never stops the others
             return unexpected(error)
 
 
 def releases_of(template: Template) -> list[Release]:
-    """The releases that the template's releases.toml lists, or else its tags.
+    """Return the releases that the template's releases.toml lists, or else its tags.
 
     Raises:
         FleetError: neither can be read.
@@ -196,7 +196,7 @@ def releases_of(template: Template) -> list[Release]:
 
 
 class Catalogue:
-    """The releases of every template that services name, each looked up once."""
+    """Releases of every template that services name, each looked up once."""
 
     def __init__(self, template: Template | None) -> None:
         self.template = template
@@ -212,7 +212,7 @@ class Catalogue:
         return self.template is not None and self.template.named(address, base)
 
     def releases(self, address: str, base: Path) -> Sequence[Release]:
-        """Raises ServiceError if the template cannot be read."""
+        """Return a template's releases. Raises ServiceError if the template cannot be read."""
         if self.ours(address, base):
             return self.own
         source = self.sources.find(address, base)
@@ -229,11 +229,11 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Step:
-    """From one commit of the template to another, both checked out.
+    """Step from one commit of the template to another, both checked out.
 
     Attributes:
-        old: the recorded commit's files; `new` is `old` where only that one is asked for.
-        target: the full hash of the other one, and `name`, what people call it.
+        old: the recorded commit's files. `new` is `old` if only that commit is asked for.
+        target: the full hash of the other one, and `name`, its name for people.
         own: both are of the person's own template, and of no other.
     """
 
@@ -271,7 +271,7 @@ class Commits:
                 raise FleetError(str(error)) from None
 
     def mirror(self, address: str, base: Path) -> Path:
-        """A bare repository that borrows the commits of the template that a service names."""
+        """Return a bare repository that borrows the commits of the template of a service."""
         return self.borrowed(self.sources.find(address, base))
 
     def borrowed(self, source: Path) -> Path:
@@ -290,7 +290,7 @@ class Commits:
         return found
 
     def step(self, address: str, base: Path, recorded: str, to: str | None) -> Step:
-        """What an update of a service has to do with.
+        """Return the step of a service's update, with both commits checked out.
 
         Raises:
             ServiceError: a commit is not there, or the service is made from another template.
@@ -307,7 +307,7 @@ class Commits:
         return Step(self.checkout(old_mirror, old), new, target, name, own)
 
     def current(self, address: str, base: Path, recorded: str) -> Step:
-        """The recorded commit, checked out."""
+        """Return a step that stays at the recorded commit, checked out."""
         ours = self.own_mirror(address, base, recorded)
         mirror, commit = self.recorded(address, base, recorded, ours)
         files = self.checkout(mirror, commit)
@@ -316,7 +316,7 @@ class Commits:
     def recorded(
         self, address: str, base: Path, recorded: str, ours: Path | None
     ) -> tuple[Path, str]:
-        """The recorded commit, and the mirror that has it: the owner's, or the address's."""
+        """Return the recorded commit, and the owner's mirror or else the address's that has it."""
         if ours and (commit := recorded_commit(ours, recorded)):
             return ours, commit
         with suppress(ServiceError) if ours else nullcontext():
@@ -331,7 +331,7 @@ class Commits:
         raise ServiceError(f"the template has no commit {recorded}{dirty}")
 
     def own_mirror(self, address: str, base: Path, recorded: str) -> Path | None:
-        """The owner's template, if the service is made from it: by address, or by the commit."""
+        """Return the owner's template, if the service's address or commit is from it."""
         if self.template is None:
             return None
         ours = self.borrowed(repository(self.template.address))
@@ -341,7 +341,7 @@ class Commits:
         return ours if theirs and commit_of(ours, theirs) == theirs else None
 
     def require_target(self, to: str | None) -> None:
-        """Raises FleetError: the owner's template has no such revision."""
+        """Refuse a revision that the owner's template does not have. Raises FleetError."""
         if self.template:
             try:
                 self.target(self.borrowed(repository(self.template.address)), to)
@@ -349,7 +349,7 @@ class Commits:
                 raise FleetError(str(error)) from None
 
     def target(self, mirror: Path, to: str | None) -> tuple[str, str]:
-        """The full hash and the name of the revision to update to, by default the last release."""
+        """Return the full hash and the name of the wanted revision, by default the last release."""
         if (mirror, to) not in self.targets:
             self.targets[mirror, to] = self.find_target(mirror, to)
         return self.targets[mirror, to]
@@ -375,7 +375,7 @@ class Commits:
         return commit, to
 
     def checkout(self, mirror: Path, commit: str) -> Path:
-        """The files of a commit. Copier reads the version from its tags."""
+        """Return a directory with a commit's files. Copier reads the version from its tags."""
         key = (mirror, commit)
         if key not in self.checkouts:
             directory = self.directory / f"{mirror.stem}-{commit[:12]}"
@@ -388,7 +388,7 @@ class Commits:
 
 
 def recorded_commit(repository: Path, recorded: str) -> str | None:
-    """The commit that an answers file names: by a tag, or by a hash, and by nothing else."""
+    """Return the commit that an answers file names by a tag or a hash, and by nothing else."""
     if not RECORDED.fullmatch(recorded):
         return None
     found = commit_of(repository, f"refs/tags/{recorded}")
@@ -398,13 +398,13 @@ def recorded_commit(repository: Path, recorded: str) -> str | None:
 
 
 def tags(repository: Path) -> set[str]:
-    """Those that are versions."""
+    """Return the tags that are versions."""
     listed = git(repository, *at(repository), "tag", "--list").split("\n")
     return {tag for tag in listed if as_version(tag)}
 
 
 def tag_listed(source: Path, mirror: Path) -> None:
-    """A clone without tags has its releases from releases.toml."""
+    """Make the missing tags of the releases in releases.toml, because a clone can lack tags."""
     if not (source / "releases.toml").is_file():
         return
     known = tags(mirror)
@@ -414,7 +414,7 @@ def tag_listed(source: Path, mirror: Path) -> None:
 
 
 def working_tree(mirror: Path, directory: Path, head: str) -> str:
-    """A commit, in the mirror only, of the template's files as they stand there."""
+    """Commit the template's files as they are, in the mirror only, and return the commit."""
     env = {
         "GIT_DIR": str(mirror),
         "GIT_WORK_TREE": str(directory),
@@ -435,7 +435,7 @@ def working_tree(mirror: Path, directory: Path, head: str) -> str:
 
 
 def questions(template: Template | None) -> set[str]:
-    """The names of the questions in the owner's working tree, if it is there."""
+    """Return the names of the questions in the owner's working tree, if it is there."""
     import yaml
 
     if template is None or not is_template(Path(template.address)):
@@ -446,14 +446,14 @@ def questions(template: Template | None) -> set[str]:
             try:
                 document = yaml.safe_load(file.read_text(encoding="utf-8"))
             except yaml.YAMLError:
-                return set()  # it includes others, which Copier alone can read
+                return set()  # The file may include others, which only Copier can read
             return {key for key in document if not key.startswith("_")}
     return set()
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """The paths that belong to the template; one that ends in / is a directory."""
+    """Paths that belong to the template. A path that ends in / is a directory."""
 
     paths: tuple[str, ...]
 
@@ -464,7 +464,7 @@ class Ownership:
 
 
 def read_ownership(file: Path) -> Ownership:
-    """Raises FleetError: the file is mistaken, or not there."""
+    """Read an ownership.toml. Raises FleetError if the file is mistaken or missing."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
         paths = [path for table in document["template"] for path in table["paths"]]

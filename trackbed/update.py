@@ -1,4 +1,4 @@
-"""Update services, each on a new branch. The work is done in clones: a failure leaves nothing."""
+"""Updates of services, each on a new branch and made in a clone, so a failure leaves nothing."""
 
 import os
 import re
@@ -22,7 +22,7 @@ LOCK = "uv.lock"
 LOCK_SIZE = 64 * bounded.MEGABYTE
 TEST_SECONDS = 1800
 TEST_MEMORY = 4096 * bounded.MEGABYTE
-"""Bytes that each process of the tests may allocate."""
+"""Maximum bytes that each process of the tests allocates."""
 TEST_OUTPUT = bounded.MEGABYTE
 
 HARMLESS = re.compile(
@@ -35,7 +35,7 @@ HARMLESS = re.compile(
 ADDRESS = re.compile(
     r"(HTTPS?|ALL)_PROXY|(https?|all)_proxy|(UV|PIP)_((DEFAULT|EXTRA)_)?INDEX(_URL)?"
 )
-"""Those that they get as well where no user and no password stand in them."""
+"""Variables that they also get if no user and no password is in them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TestsFailed(ServiceError):
 
 
 def branch_name(job: Job) -> str:
-    """The release's, and the service's own where a repository has several."""
+    """Return the branch's name, with the service's path if the repository can have several."""
     name = f"template-{job.step.name}"
     if not job.inside.parts:
         return name
@@ -60,12 +60,12 @@ def branch_name(job: Job) -> str:
     part = re.sub(r"\W+", "-", inside, flags=re.ASCII).strip("-")
     if part == inside.lower().replace("/", "-") and "-" not in inside:
         return f"{name}-{part}"
-    # another directory may give the same text
+    # Another directory may give the same text, so a hash is added
     return f"{name}-{part}-{sha256(os.fsencode(inside)).hexdigest()[:6]}"
 
 
 def check_test(command: str) -> None:
-    """Raises FleetError: it is no command."""
+    """Refuse a text that is no command. Raises FleetError."""
     try:
         if not shlex.split(command):
             raise FleetError("--test: there is no command")
@@ -74,7 +74,7 @@ def check_test(command: str) -> None:
 
 
 def update(order: UpdateJob) -> Update:
-    """Make the branch, or say why not."""
+    """Make the branch, or return why that is not possible."""
     job = order.job
     done = Update(
         name=job.service.name,
@@ -102,7 +102,7 @@ def update(order: UpdateJob) -> Update:
 
 
 def already(order: UpdateJob, done: Update) -> bool:
-    """Whether an earlier run has made the branch.
+    """Return whether an earlier run has made the branch.
 
     Raises:
         ServiceError: there is a branch of that name with something else.
@@ -157,7 +157,7 @@ def make_branch(order: UpdateJob, scratch: Path, done: Update) -> None:
 def deliver(job: Job, repository: Path, commit: str, branch: str, scratch: Path) -> None:
     """Put a commit and its branch, and nothing else, into the service's own repository.
 
-    The objects go there without its settings being read, and a name is given to the commit.
+    The service's settings are not read when the objects go there and the commit gets its name.
     """
     wanted = scratch / "wanted"
     wanted.write_text(f"{commit}\n^{job.commit}\n", encoding="ascii")
@@ -175,7 +175,7 @@ def deliver(job: Job, repository: Path, commit: str, branch: str, scratch: Path)
 
 
 def record(job: Job, repository: Path, *options: str) -> None:
-    """Commit as whoever commits in the service's repository."""
+    """Commit as the person who commits in the service's repository."""
     own = own_settings(job.top)
     env = {
         f"GIT_{who}_{variable}": own[key]
@@ -187,13 +187,13 @@ def record(job: Job, repository: Path, *options: str) -> None:
 
 
 def run_tests(order: UpdateJob, repository: Path, scratch: Path) -> bytes | None:
-    """Run the service's tests in a clone of their own. What they do to its git is nothing to us.
+    """Run the service's tests in a clone of their own, so that their changes to git are lost.
 
     Returns:
         uv.lock, if the tests have renewed it, as `uv run` does for new dependencies.
 
     Raises:
-        TestsFailed: with the last lines of what they print.
+        TestsFailed: they failed. The error has the last lines that they print.
     """
     job = order.job
     trial = scratch / "trial" / repository.name
@@ -236,7 +236,7 @@ def read_lock(project: Path) -> bytes | None:
 
 
 def environment() -> dict[str, str]:
-    """The variables that a service's tests get: none that may hold a secret of the person's."""
+    """Return the variables for a service's tests, without those that may hold a secret."""
     return {
         name: value
         for name, value in os.environ.items()

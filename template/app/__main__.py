@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app`: the one start command. See app/chassis/cli.py."""
+"""Start command of the service, `python -m app`. See app/chassis/cli.py."""
 
 import sys
 

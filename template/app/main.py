@@ -1,4 +1,4 @@
-"""The application: the chassis with this service's routers and checks."""
+"""Application, made of the chassis and this service's routers and checks."""
 
 from fastapi import FastAPI
 
@@ -8,7 +8,7 @@ from app.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """What the server runs, and what tests call with settings of their own."""
+    """Return the application for the server, or for tests with settings of their own."""
     app = create_application(settings or Settings.load())
     app.include_router(notes.router)
     return app

@@ -1,4 +1,7 @@
-"""The service's tables. After a change: `uv run alembic revision --autogenerate -m "..."`."""
+"""Tables of the service.
+
+After a change, run `uv run alembic revision --autogenerate -m "..."`.
+"""
 
 from datetime import datetime
 
@@ -9,7 +12,7 @@ from app.chassis import now
 
 
 class Base(DeclarativeBase):
-    """Every constraint gets a name of its own, because SQLite's migrations find it by that."""
+    """Base class that names every constraint, because SQLite's migrations find it by its name."""
 
     metadata = MetaData(
         naming_convention={
@@ -24,7 +27,7 @@ class Base(DeclarativeBase):
 
 class Note(Base):
     __tablename__ = "notes"
-    # never reuse an id: the stream's Last-Event-ID relies on ids that only grow
+    # An id is never reused, because the stream's Last-Event-ID relies on ids that only grow
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,7 +1,7 @@
-"""The service's own settings: add a field here and a line to .env.example and README.md."""
+"""Settings of the service. Add a field here and a line to .env.example and README.md."""
 
 from app.chassis import ChassisSettings
 
 
 class Settings(ChassisSettings):
-    """Read once at start; each field is an environment variable in capitals."""
+    """Settings, read once at start. Each field is an environment variable in capitals."""

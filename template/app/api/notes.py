@@ -1,4 +1,4 @@
-"""Notes: an example of routes that read, write and stream. Replace it with your own."""
+"""Example of routes that read, write and stream. Replace it with your own."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from app.models import Note
 router = Router(
     prefix="/notes",
     tags=["notes"],
-    # with sign-in for whoever has signed in, without it for everybody
+    # The routes are for people who have signed in, or for everybody if there is no sign-in
     dependencies=signed_in(),
 )
 
@@ -36,10 +36,13 @@ PAGE = 100
 BATCH = 20
 
 one_stream_reads = CapacityLimiter(1)
-"""Streams read one after the other: hundreds of new ones leave the other threads to requests."""
+"""Limiter that lets streams read one after the other.
+
+So hundreds of new streams leave the other threads to requests.
+"""
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""What SQLite can keep as an id."""
+"""Number that SQLite can keep as an id."""
 
 
 class NoteIn(BaseModel):
@@ -73,7 +76,7 @@ def list_notes(
 
 @router.get("/stream", response_class=EventStream)
 async def stream_notes(request: Request, last_event_id: LastEventId[Id] = 0) -> EventStream:
-    """Every note after Last-Event-ID (without one, every note), and then new ones as they come."""
+    """Stream the notes after Last-Event-ID, or every note, and then new ones as they come."""
     return EventStream(new_notes(request.app.state.database, last_event_id))
 
 

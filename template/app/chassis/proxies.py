@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The variables that name a proxy or certificates, which HTTP clients read by themselves."""
+"""Variables that name a proxy or certificates, which HTTP clients read by themselves."""
 
 import os
 import ssl
@@ -12,7 +12,7 @@ NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
 
 def refusals(library: str) -> list[str]:
-    """Return a line for each of the variables that no client could be made with.
+    """Return a line for each variable with which no client could be made.
 
     Args:
         library: `httpx` or `httpx2`, imported only where there is such a variable.
@@ -34,7 +34,7 @@ def refusals(library: str) -> list[str]:
 
 
 def unreadable_certificates() -> list[str]:
-    """Return a line if SSL_CERT_FILE names what no client could verify a server with."""
+    """Return a line if no client could verify a server with the file that SSL_CERT_FILE names."""
     try:
         if file := os.environ.get("SSL_CERT_FILE"):
             ssl.create_default_context(cafile=file)
@@ -44,7 +44,7 @@ def unreadable_certificates() -> list[str]:
 
 
 def why_not(make: Callable[[], object]) -> str | None:
-    """Return why the client cannot be made; never with the value, which may hold a password."""
+    """Return why no client can be made, without the value, which may hold a password."""
     advice = "set it to http://HOST:PORT, or unset it"
     try:
         make()

@@ -1,6 +1,6 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Conversations: threads of messages, and answers that stream while they are written.
+"""Conversations, which are threads of messages with answers that stream.
 
-Tables and routes belong to the template. Another model is a class with the methods of
-`turns.Provider`, given to `app.state.replies.provider` in app/main.py.
+The tables and routes belong to the template. For another model, write a class with the methods
+of `turns.Provider`, and give it to `app.state.replies.provider` in app/main.py.
 """

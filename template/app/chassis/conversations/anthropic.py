@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Claude, through Anthropic's own library (https://platform.claude.com/docs/en/api/errors)."""
+"""Claude as a provider of answers, through Anthropic's library.
+
+Its errors are listed at https://platform.claude.com/docs/en/api/errors.
+"""
 
 import logging
 from collections.abc import AsyncGenerator, Sequence
@@ -16,10 +19,10 @@ from app.chassis.conversations.turns import ProviderError, Turn, is_blank
 logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = httpx.Timeout(60, connect=5)
-"""Seconds without a byte; while Claude thinks, its server sends pings."""
+"""Seconds to wait for the next byte. While Claude thinks, its server sends pings."""
 
 RETRIES: Final = 2
-"""Tries after the first one, where nothing has come yet."""
+"""Number of retries, which happen only if nothing has come yet."""
 
 CUT_SHORT: Final[dict[StopReason, str]] = {
     "max_tokens": "The answer was cut off at ANTHROPIC_MAX_TOKENS",
@@ -29,7 +32,7 @@ CUT_SHORT: Final[dict[StopReason, str]] = {
 
 
 class AnthropicProvider:
-    """Claude.
+    """Provider of answers by Claude.
 
     Args:
         settings: The key, the model, and the limits.
@@ -76,7 +79,7 @@ def as_parameter(turn: Turn) -> MessageParam:
 
 @asynccontextmanager
 async def errors_explained() -> AsyncGenerator[None, None]:
-    """What went wrong, in words for the person; the cause goes to the log."""
+    """Replace the library's errors with messages for the person, and log the cause."""
     try:
         yield
     except anthropic.RateLimitError as error:

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What Claude needs to be told."""
+"""Settings of Claude, and the check of who may spend the key's money."""
 
 import re
 from typing import Final
@@ -17,7 +17,7 @@ KEY_FORM: Final = re.compile(r"[\x21-\x7e]*")
 
 
 class AnthropicSettings(ChassisSettings):
-    """The key, and what an answer may cost."""
+    """Settings of the key, the model, and the cost of an answer."""
 
     anthropic_api_key: SecretStr = Field(
         default=SecretStr(""), description="Claude's key; required in production"
@@ -58,7 +58,7 @@ class AnthropicSettings(ChassisSettings):
         return value.rstrip("/")
 
     def spent_by_strangers(self) -> str:
-        """Return who spends the key's money without being known, and what to do, if anybody may."""
+        """Return why strangers may spend the key's money, and what to do, or an empty text."""
         signs_in = "oauth" in answers.FEATURES
         known = bool(getattr(self, "allowed_emails", ()))
         if not self.production or self.anthropic_for_everyone or known:

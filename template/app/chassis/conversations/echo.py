@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A provider without a model: the person's own words, one after the other."""
+"""Provider without a model, which repeats the person's words one after the other."""
 
 import asyncio
 import re
@@ -9,14 +9,14 @@ from typing import Final
 from app.chassis.conversations.turns import Turn
 
 PAUSE: Final = 0.05
-"""Seconds between two words, so that an answer can be seen to stream."""
+"""Seconds between two words, so that people see the answer stream."""
 
 LONGEST: Final = 10.0
-"""Seconds that a whole answer takes at most."""
+"""Maximum number of seconds that a whole answer takes."""
 
 
 class EchoProvider:
-    """Repeats the last message."""
+    """Provider that repeats the last message."""
 
     async def stream(self, turns: Sequence[Turn]) -> AsyncGenerator[str, None]:
         words = re.findall(r"\s*\S+\s*", turns[-1].text)
@@ -26,4 +26,4 @@ class EchoProvider:
             await asyncio.sleep(pause)
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""

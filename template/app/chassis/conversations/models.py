@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The tables of threads and their messages."""
+"""Tables of threads and their messages."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from app.models import Base
 
 
 class Thread(Base):
-    """A conversation; without sign-in it has no owner."""
+    """Conversation. Without sign-in it has no owner."""
 
     __tablename__ = "threads"
     __table_args__ = (
@@ -22,7 +22,7 @@ class Thread(Base):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    # no foreign key: sign-in is a feature of its own, which may come later or go
+    # There is no foreign key, because sign-in is another feature, which may come later or go
     owner_id: Mapped[int | None]
     title: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(default=now)
@@ -30,11 +30,11 @@ class Thread(Base):
 
 
 class Message(Base):
-    """What a person has written, or the answer to it.
+    """Message of a person, or the answer to it.
 
-    An answer is `interrupted` from its first moment, and `complete` when it is: so nothing has to
-    be put right after a crash. `writing_until` is when a worker that still writes it will
-    have said so again.
+    An answer is `interrupted` from its first moment, and `complete` only when it is complete. So
+    nothing has to be repaired after a crash. A worker that still writes an answer renews
+    `writing_until` before that time.
     """
 
     __tablename__ = "messages"
@@ -42,7 +42,7 @@ class Message(Base):
         CheckConstraint("role IN ('user', 'assistant')", name=conv("ck_messages_role")),
         CheckConstraint("status IN ('complete', 'interrupted')", name=conv("ck_messages_status")),
         Index("ix_messages_thread_id_id", "thread_id", "id"),
-        # an id is never used again: an answer is stored, and resumed, by it
+        # An id is never reused, because an answer is stored and resumed by its id
         {"sqlite_autoincrement": True},
     )
 

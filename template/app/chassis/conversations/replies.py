@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Answers while they are written: each by one task, whoever watches it.
+"""Answers that are being written, each by one task for all of its watchers.
 
-The task is not the request's: a client that comes back within GRACE finds the answer going on.
-When nobody watches any more, or the service stops, the provider is told to stop, and what has
-come of the answer is kept.
+The task does not belong to the request. A client that comes back within GRACE finds that the
+answer goes on. When nobody watches any more, or the service stops, the provider is told to stop,
+and the text so far is kept.
 """
 
 import asyncio
@@ -30,20 +30,25 @@ from app.chassis.times import now
 logger = logging.getLogger(__name__)
 
 GRACE: Final = 1.0
-"""Seconds after which an answer that nobody watches ends."""
+"""Grace period in seconds, after which an answer that nobody watches ends."""
 
 COME_BACK: Final = 250
-"""Milliseconds that a browser waits before it comes back: with a new connection less than GRACE."""
+"""Milliseconds that a browser waits before it comes back.
+
+Together with a new connection, this takes less time than GRACE.
+"""
 
 SAVE_EVERY: Final = 1.0
-"""Seconds between two savings of unfinished answers, all in one transaction; a killed process
-loses so much."""
+"""Seconds between two savings of unfinished answers, all in one transaction.
+
+A killed process loses the text of this time.
+"""
 
 LEASE: Final = timedelta(seconds=10)
-"""After this time without being saved, an unfinished answer counts as left behind."""
+"""Time after which an unfinished answer that was not saved again counts as abandoned."""
 
 POLL: Final = 0.5
-"""Seconds between two looks at an answer that another worker writes."""
+"""Seconds between two reads of an answer that another worker writes."""
 
 STORE: Final = update(Message).where(
     Message.id == bindparam("message_id"), Message.role == "assistant"
@@ -51,7 +56,7 @@ STORE: Final = update(Message).where(
 
 
 class Position(NamedTuple):
-    """How much of an answer a client has: an event's id is `MESSAGE-CHARACTERS`."""
+    """Position of a client in an answer. An event's id is `MESSAGE-CHARACTERS`."""
 
     message_id: int
     characters: int
@@ -66,7 +71,7 @@ class Position(NamedTuple):
 
 
 class Reply:
-    """One answer: what has come of it, and whether more will."""
+    """Answer that this process writes, with its text so far."""
 
     def __init__(self, message_id: int, owner: int | None = None) -> None:
         self.message_id = message_id
@@ -78,7 +83,7 @@ class Reply:
         self._watchers = 0
         self._abandoned: asyncio.TimerHandle | None = None
         self.grows = True
-        """Whether more may come of it."""
+        """True while more text may come."""
         self._changed = asyncio.Event()
 
     def add(self, text: str) -> None:
@@ -91,13 +96,13 @@ class Reply:
         self._tell()
 
     def stop(self) -> None:
-        """Write no more of it, and keep what there is."""
+        """Stop writing, and keep the text so far."""
         if self.task and self.grows:
             self.grows = False
             self.task.cancel()
 
     def settle(self) -> None:
-        """It is as long as it will be; keeping it is not to be stopped."""
+        """Mark the text as final, so that `stop` does not interrupt its storing."""
         self.grows = False
 
     async def changed(self) -> None:
@@ -105,7 +110,7 @@ class Reply:
 
     @contextmanager
     def watched(self, grace: float | None = None) -> Iterator[None]:
-        """Count one who watches; when all have gone, end the answer after `grace` seconds."""
+        """Count a watcher, and end the answer `grace` seconds after the last one has gone."""
         self._watchers += 1
         if self._abandoned:
             self._abandoned.cancel()
@@ -123,12 +128,12 @@ class Reply:
 
 
 class Replies:
-    """The answers that this process writes.
+    """Answers that this process writes.
 
     Args:
-        database: Where they are kept.
-        provider: Who writes them; app/main.py may put another one in its place.
-        settings: How many there may be at once.
+        database: The database that keeps the answers.
+        provider: The provider that writes them. app/main.py may put another one in its place.
+        settings: The maximum numbers of answers.
     """
 
     def __init__(
@@ -143,7 +148,7 @@ class Replies:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep what is written while the service runs, and all of it when it stops."""
+        """Save answers while the service runs, and keep all of them when it stops."""
         saving = asyncio.create_task(self._save_now_and_then())
         try:
             yield
@@ -157,10 +162,11 @@ class Replies:
 
     @contextmanager
     def asked(self, owner: int | None) -> Iterator[None]:
-        """Keep a place for an answer while its question is stored and until it is begun.
+        """Reserve a place for an answer while its question is stored and until it begins.
 
         Raises:
-            HTTPException: 429, the person has as many as one may have; 503, so has this process.
+            HTTPException: 429 if the person already has the maximum number of answers, and 503 if
+                this process has.
         """
         owners = [*self._asked, *(reply.owner for reply in self._written.values())]
         most = self.settings.max_answers_per_person
@@ -177,15 +183,16 @@ class Replies:
             self._asked.remove(owner)
 
     def answer(self, message_id: int, turns: Sequence[Turn], owner: int | None) -> Events:
-        """Begin an answer, and return what it takes to watch it from its first character."""
+        """Begin an answer, and return its events from the first character on."""
         reply = Reply(message_id, owner)
         self._written[message_id] = reply
         reply.task = asyncio.create_task(self._write(reply, turns))
-        with reply.watched(LEASE.total_seconds()):  # a client that never begins to watch has gone
+        # A client that has not begun to watch after this time has gone
+        with reply.watched(LEASE.total_seconds()):
             return watch(reply, 0)
 
     async def resume(self, position: Position) -> Events:
-        """What comes after a position, of an answer that is written or has been."""
+        """Yield the events after a position of an answer, finished or not."""
         if reply := self._written.get(position.message_id):
             events = watch(reply, position.characters)
         else:
@@ -213,14 +220,14 @@ class Replies:
         reply.settle()
         try:
             await self._keep(reply, status)
-        except Exception:  # also what no database takes: whoever watches has to be told
+        except Exception:  # The watchers have to learn of every error of the database
             logger.exception("Answer %d could not be kept", reply.message_id)
             status, problem = "interrupted", "The answer could not be kept"
         reply.finish(status, problem)
         del self._written[reply.message_id]
 
     async def _keep(self, reply: Reply, status: Status) -> None:
-        """Store a finished answer, and in the same transaction all that have finished since."""
+        """Store an answer, and in the same transaction all others that have finished since."""
         self._finished[reply] = status
         try:
             async with self.database.writing() as session:
@@ -238,7 +245,7 @@ class Replies:
                 continue
             try:
                 async with self.database.writing() as session:
-                    # looked up only now: an answer that was kept meanwhile stays as it is
+                    # The list is made only now, so that no answer that was kept meanwhile is in it
                     growing = [reply for reply in self._written.values() if reply.grows]
                     unfinished: dict[Reply, Status] = dict.fromkeys(growing, "interrupted")
                     gone = await run_save(session, unfinished, writing=True)
@@ -265,7 +272,7 @@ def save(
         {"message_id": reply.message_id, "text": text, "status": status, "writing_until": until}
         for reply, text, status in rows
     ]
-    # all in one statement, and none through the ORM: there may be hundreds a second
+    # One statement without the ORM stores all, because there may be hundreds a second
     if session.connection().execute(STORE, values).rowcount == len(rows):
         return []
     ids = [reply.message_id for reply, _, _ in rows]
@@ -274,7 +281,7 @@ def save(
 
 
 async def watch(reply: Reply, characters: int) -> Events:
-    """The events of an answer that this process writes."""
+    """Yield the events of an answer that this process writes."""
     with reply.watched():
         yield remember(Position(reply.message_id, characters))
         while True:
@@ -289,13 +296,13 @@ async def watch(reply: Reply, characters: int) -> Events:
 
 
 async def follow(database: Database, position: Position) -> Events:
-    """The events of an answer that is finished, or that another process writes."""
+    """Yield the events of an answer that is finished, or that another process writes."""
     message_id, characters = position
     yield remember(position)
     while True:
         message = await run_sync(read, database, message_id)
         if message is None:
-            return  # its thread was deleted meanwhile
+            return  # The thread was deleted meanwhile
         if text := message.text[characters:]:
             characters += len(text)
             yield piece(Position(message_id, characters), text)
@@ -311,12 +318,15 @@ def read(database: Database, message_id: int) -> Message | None:
 
 
 def is_written(message: Message) -> bool:
-    """Whether some process is writing this answer."""
+    """Return whether some process is writing this answer."""
     return message.writing_until is not None and message.writing_until > now()
 
 
 def remember(position: Position) -> ServerSentEvent:
-    """No event for a page's script, but an id to come back with before there is any text."""
+    """Return an id to come back with before there is any text.
+
+    A page's script sees no event.
+    """
     return ServerSentEvent(id=str(position), retry=COME_BACK)
 
 

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The routes of threads and their messages."""
+"""Routes of threads and their messages."""
 
 import re
 from collections.abc import Sequence
@@ -26,19 +26,22 @@ from app.chassis.times import UtcTime, now
 router = APIRouter(prefix="/threads", tags=["conversations"], route_class=DatabaseRoute)
 
 PAGE: Final = 100
-"""Threads or messages in one answer."""
+"""Maximum number of threads or messages in one answer."""
 
 HISTORY: Final = 50
-"""Maximum number of a thread's messages that the provider is given: the newest."""
+"""Maximum number of a thread's newest messages that the provider gets."""
 
 HISTORY_BYTES: Final = 180_000
-"""Maximum size of these in UTF-8, for a model that takes 200,000 tokens: none is under a byte."""
+"""Maximum size of these messages in UTF-8.
+
+It fits a model that takes 200,000 tokens, because no token is under a byte.
+"""
 
 MAX_TEXT: Final = 32_000
-"""Characters of a message."""
+"""Maximum number of characters of a message."""
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""What SQLite can keep as an id."""
+"""Number that SQLite can keep as an id."""
 
 
 def not_blank(text: str) -> str:
@@ -50,7 +53,7 @@ def not_blank(text: str) -> str:
 NotBlank = AfterValidator(not_blank)
 
 PATTERN: Final[dict[str, Any]] = {"pattern": VISIBLE}
-"""The same for the OpenAPI document, which knows no functions."""
+"""Pattern with the same rule for the OpenAPI document, which knows no functions."""
 
 Title = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=PATTERN), NotBlank]
 
@@ -98,16 +101,16 @@ Before = Annotated[Id | None, Query(description="The last id of the page before.
 
 
 def install(app: FastAPI, settings: ChassisSettings) -> None:
-    """Add the routes, and what writes the answers."""
+    """Add the routes, and the object that writes the answers."""
     app.state.replies = Replies(app.state.database, make_provider(settings), settings)
     app.include_router(router)
 
 
 def find_thread(session: Session, thread_id: int, owner: int | None) -> Thread:
-    """The thread, if the owner may see it.
+    """Return the thread, if the owner may see it.
 
     Raises:
-        HTTPException: 404; of another's thread it is not even said that there is one.
+        HTTPException: 404, also for another person's thread, so that nobody learns of it.
     """
     thread = session.get(Thread, thread_id)
     if thread is None or thread.owner_id != owner:
@@ -149,7 +152,7 @@ def require_room(session: Session, owner: int | None, most: int) -> None:
 def list_threads(
     session: Reader, owner: Owner, before: Before = None, limit: Limit = PAGE
 ) -> Sequence[Thread]:
-    """The newest first."""
+    """List threads, the newest first."""
     query = select(Thread).where(Thread.owner_id == owner).order_by(Thread.id.desc())
     if before is not None:
         query = query.where(Thread.id < before)
@@ -160,7 +163,7 @@ def list_threads(
 def read_thread(
     thread_id: Id, session: Reader, owner: Owner, before: Before = None, limit: Limit = PAGE
 ) -> ThreadWithMessages:
-    """A thread with its newest messages, the oldest of them first."""
+    """Return a thread with its newest messages, the oldest of them first."""
     thread = find_thread(session, thread_id, owner)
     found = newest_messages(session, thread_id, limit, before)
     return ThreadWithMessages(
@@ -178,7 +181,7 @@ def rename_thread(thread_id: Id, change: ThreadChange, session: Writer, owner: O
 
 @router.delete("/{thread_id}", status_code=204)
 def delete_thread(thread_id: Id, session: Writer, owner: Owner) -> None:
-    """Delete a thread with its messages; an answer that is being written ends."""
+    """Delete a thread with its messages. An answer that is being written ends."""
     session.delete(find_thread(session, thread_id, owner))
 
 
@@ -201,7 +204,7 @@ async def chat(
     and `status`, or `error` with a `detail`. Sent again with Last-Event-ID, the request
     adds no message: the answer goes on after that event.
     """
-    # Only who may ask, and has asked for something, gets as far as the database.
+    # Only a request that is allowed and valid gets as far as the database
     if last_event_id is not None:
         position = find_position(last_event_id)
         await database.run_reading(partial(find_answer, thread_id, position, owner))
@@ -215,10 +218,10 @@ async def chat(
 def keep_question(
     thread_id: int, owner: int | None, text: str, session: Session
 ) -> tuple[int, list[Turn]]:
-    """Store a message and a place for its answer; return the answer's id, and what to ask.
+    """Store a message and an empty answer. Return the answer's id, and the turns to send.
 
     Raises:
-        HTTPException: 404; or 409, because a thread has one answer at a time.
+        HTTPException: 404, or 409 because a thread has one answer at a time.
     """
     thread = find_thread(session, thread_id, owner)
     latest = newest_messages(session, thread_id, 1)
@@ -250,7 +253,10 @@ def stream_message(
     replies: OpenReplies,
     last_event_id: LastEventId[str | None] = None,
 ) -> EventStream:
-    """An answer from its first character, or after Last-Event-ID; an EventSource can read it."""
+    """Stream an answer from its first character, or after Last-Event-ID.
+
+    An EventSource can read it.
+    """
     position = Position(message_id, 0)
     if last_event_id is not None:
         position = find_position(last_event_id)
@@ -286,7 +292,7 @@ def find_answer(thread_id: int, position: Position, owner: int | None, session: 
 def newest_messages(
     session: Session, thread_id: int, limit: int, before: int | None = None
 ) -> list[Message]:
-    """The oldest of them first."""
+    """Return the newest messages of a thread, the oldest of them first."""
     query = select(Message).where(Message.thread_id == thread_id).order_by(Message.id.desc())
     if before is not None:
         query = query.where(Message.id < before)
@@ -294,10 +300,11 @@ def newest_messages(
 
 
 def history(session: Session, thread_id: int) -> list[Turn]:
-    """Return what the provider is given of a thread, without what it would refuse.
+    """Return a thread's turns for the provider, without those that it would refuse.
 
-    Blank messages are left out, messages that then follow one of the same person become one, and
-    the first is the person's. What is too old or does not fit is left out as a whole.
+    Blank messages are left out. Messages of the same role that then follow each other become one.
+    The first one is the person's. A message that is too old or does not fit is left out as a
+    whole.
     """
     turns: list[Turn] = []
     room = HISTORY_BYTES

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Bounds of what people can have the service do for them."""
+"""Maximum numbers of answers and threads."""
 
 from pydantic import Field
 
@@ -7,9 +7,9 @@ from app.chassis.settings import ChassisSettings
 
 
 class ConversationSettings(ChassisSettings):
-    """Maximum numbers; people are told apart only where they sign in."""
+    """Maximum numbers. The service can tell people apart only if they sign in."""
 
-    # of each worker process
+    # Each worker process has this limit for itself
     max_answers: int = Field(
         default=1000, ge=1, description="Answers that each worker writes at once"
     )

@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app check` for the copy in the bucket: the program, a write, and its age."""
+"""Checks of the copy in the bucket, for `python -m app check`.
+
+They look at Litestream's program, a write, the age of the newest change, and the clock.
+"""
 
 import json
 import os
@@ -21,20 +24,20 @@ from app.chassis.litestream.settings import LitestreamSettings
 from app.chassis.sqlite import open_database
 
 FIXED_LITESTREAM: Final = (0, 5, 17)
-"""The first with a SQLite that does not have the WAL-reset bug."""
+"""First version with a SQLite that does not have the WAL-reset bug."""
 
 BUCKET_TIMEOUT: Final = 15.0
-"""Seconds for the bucket to take or give something small."""
+"""Seconds that the bucket may take to store or return something small."""
 
 STALE: Final = 48 * 3600.0
-"""Seconds; a service that is used writes something in two days."""
+"""Seconds after which the newest change is old. A service in use writes within two days."""
 
 MAX_SKEW: Final = 300.0
-"""Seconds; S3 refuses what was signed a quarter of an hour off."""
+"""Seconds that the clock may be off. S3 refuses signatures a quarter of an hour off."""
 
 
 def check(settings: LitestreamSettings) -> Iterator[Finding]:
-    """What is true of Litestream and of the bucket."""
+    """Yield the findings about Litestream and the bucket."""
     try:
         program = binary()
     except StartupError as error:
@@ -112,13 +115,13 @@ def written(settings: LitestreamSettings, program: str) -> Finding:
 
 
 def cause(log: str) -> str:
-    """The bucket's own error code, which is no secret; the text around it can hold a key's id."""
+    """Return the bucket's error code, without the text around it, which can hold a key's id."""
     match = re.search(r"api error (\w+)", log) or re.search(r"(no such host|refused)", log)
     return match[1] if match else "see `litestream replicate`"
 
 
 def newest(settings: LitestreamSettings, program: str) -> Finding:
-    """How old the newest change in the bucket is."""
+    """Report how old the newest change in the bucket is."""
     name = "backup.newest"
     command = [program, "ltx", "-config", str(CONFIG), "-level", "all", "-json"]
     try:
@@ -152,7 +155,7 @@ def newest(settings: LitestreamSettings, program: str) -> Finding:
 
 
 def skew(settings: LitestreamSettings) -> Finding:
-    """How far this clock is from the bucket's; requests are signed with the time."""
+    """Report how far this clock is from the bucket's. Requests are signed with the time."""
     name = "clock.bucket"
     parts = urlsplit(settings.litestream_endpoint)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection

@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Litestream's control socket: HTTP with JSON over a Unix socket.
+"""Client of Litestream's control socket, which speaks HTTP with JSON over a Unix socket.
 
 Only the standard library is imported here, because gunicorn's first process uses it too.
 Litestream's `status` command says "replicating" whatever the bucket answers, and its metrics
-count no failed upload; what these two requests say was seen to be true with a wrong key, a
+count no failed upload. The two requests here were seen to tell the truth with a wrong key, a
 missing bucket and a server that is down (Litestream 0.5.17).
 """
 
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 
 ANSWER_TIMEOUT: Final = 1.0
-"""Seconds that Litestream may take for what it knows without asking the bucket."""
+"""Seconds that Litestream may take for an answer without asking the bucket."""
 
 
 class ControlError(Exception):
-    """Litestream does not answer, or says why it could not do what was asked."""
+    """Error of a Litestream that does not answer, or says why it could not do what was asked."""
 
 
 class BucketWaitError(ControlError):
-    """Litestream runs, and is too busy with a bucket that does not answer to say anything."""
+    """Error of a Litestream that runs, but waits for the bucket and therefore does not answer."""
 
 
 class Connection(HTTPConnection):
-    """A connection to a Unix socket."""
+    """Connection to a Unix socket."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("litestream", timeout=timeout)
@@ -40,9 +40,9 @@ class Connection(HTTPConnection):
 
 
 def confirmed_at(control_socket: Path, database: Path) -> datetime | None:
-    """When every change of the database was last known to be in the bucket.
+    """Return when every change of the database was last known to be in the bucket.
 
-    It follows the clock for as long as there is nothing left to send.
+    This time follows the clock for as long as there is nothing left to send.
 
     Raises:
         ControlError: Litestream does not answer, or does not replicate the database.
@@ -59,12 +59,12 @@ def confirm(control_socket: Path, database: Path, timeout: int) -> None:
     """Send every change to the bucket and wait until it is there.
 
     Args:
-        control_socket: Where Litestream answers.
+        control_socket: The path of Litestream's socket.
         database: The database file.
         timeout: Seconds that it may take.
 
     Raises:
-        ControlError: It is not; the message says why.
+        ControlError: The changes are not there. The message says why.
     """
     body = {"path": str(database), "wait": True, "timeout": timeout}
     ask(control_socket, "POST", "/sync", body, timeout + ANSWER_TIMEOUT)

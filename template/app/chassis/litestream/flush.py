@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The last thing before a stop: have the bucket confirm every change.
+"""Last step before a stop, in which the bucket confirms every change.
 
-Litestream sends what is left when it stops, but not what was written in the first second
-after a start, which it has not looked at by then.
+Litestream sends the remaining changes when it stops. But it does not send the changes of the
+first second after a start, because it has not looked at them by then.
 """
 
 import logging

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Watches whether the bucket takes every change, and says so in /health and in the log."""
+"""Monitor that reports in /health and in the log whether the bucket takes every change."""
 
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -20,14 +20,14 @@ PROBE_INTERVAL: Final = 10.0
 """Seconds between two attempts to have the bucket confirm everything."""
 
 PROBE_TIMEOUT: Final = 3
-"""Seconds; a healthy bucket confirms in a few hundredths."""
+"""Seconds that a confirmation may take. A healthy bucket needs a few hundredths."""
 
 REMIND_AFTER: Final = 30
-"""Failed attempts between two lines in the log: five minutes."""
+"""Number of failed attempts between two lines in the log, which is five minutes."""
 
 
 class LitestreamMonitor(Monitor):
-    """What is known of the bucket's copy."""
+    """Monitor of the bucket's copy."""
 
     def __init__(self, settings: LitestreamSettings) -> None:
         self.settings = settings
@@ -38,10 +38,11 @@ class LitestreamMonitor(Monitor):
         return {"replication": self.replication} if self.settings.replicated else {}
 
     def replication(self) -> Details:
-        """How long ago the bucket had everything, and how often it has failed since.
+        """Return how long ago the bucket had everything, and how often it has failed since.
 
         Raises:
-            Degraded: Longer ago than LITESTREAM_MAX_AGE, or never and an attempt has failed.
+            Degraded: It was longer ago than LITESTREAM_MAX_AGE, or it was never and an attempt
+                has failed, or Litestream does not answer.
         """
         try:
             moment = confirmed_at(self.settings.control_socket, self.settings.database_path)
@@ -76,7 +77,7 @@ class LitestreamMonitor(Monitor):
             await anyio.sleep(PROBE_INTERVAL)
 
     def probe(self) -> None:
-        """Have the bucket confirm every change; count and log when it does not."""
+        """Have the bucket confirm every change, and count and log its failures."""
         try:
             confirm(self.settings.control_socket, self.settings.database_path, PROBE_TIMEOUT)
         except ControlError as error:

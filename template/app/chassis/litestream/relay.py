@@ -1,9 +1,10 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""A program that becomes Litestream, and leaves a process that takes its lines at once.
+"""Program that becomes Litestream, and leaves a process that takes its lines at once.
 
-Litestream writes its log itself, and stops working, and even stopping, when nobody reads it. What
-it says goes through a pipe that is always read; what nobody takes from there in time is dropped,
-and told. It runs before anything of the service is imported, to be small: `python -I -S relay.py`.
+Litestream writes its log itself. When nobody reads the log, Litestream stops working, and cannot
+even stop. So its lines go through a pipe that is always read. Lines that nobody takes from there
+in time are dropped, and another line tells their number. The program runs as
+`python -I -S relay.py`, before anything of the service is imported, so that it stays small.
 """
 
 import os
@@ -14,32 +15,35 @@ import threading
 from typing import Final
 
 VARIABLE: Final = "SERVICE_STDOUT"
-"""Tells the server, which Litestream starts, which descriptor is the service's own stdout."""
+"""Variable that tells the server which descriptor is the service's stdout.
+
+Litestream starts the server and passes the variable on.
+"""
 
 LINES: Final = 1000
-"""Lines that may wait."""
+"""Maximum number of lines that wait."""
 
 EXIT_TIMEOUT: Final = 2.0
-"""Seconds for the last of them."""
+"""Seconds that each step with the last lines may take."""
 
 DROPPED: Final = b"%d lines of Litestream's were dropped\n"
 
 
 def main(command: list[str]) -> None:
-    """Become the command."""
+    """Start the process that copies lines, and become the command."""
     reader, writer = os.pipe()
     stdout = os.dup(1)
     if os.fork() == 0:
-        # twice, so that it is no child of Litestream's, which would leave it a zombie
+        # The second fork makes it no child of Litestream's, which would leave it a zombie
         if os.fork() == 0:
-            # the database's lock among them, which is not for this process to hold
+            # The database's lock is among them, and this process must not hold it
             os.closerange(3, reader)
             os.closerange(reader + 1, 1024)
             copy(reader)
         os._exit(0)
     os.wait()
     os.dup2(writer, 1)
-    # The reading end stays open here too: a write must not fail if the other process is killed.
+    # The reading end stays open here, so that no write fails if the other process is killed
     for descriptor in (reader, stdout):
         os.set_inheritable(descriptor, True)
     os.environ[VARIABLE] = str(stdout)
@@ -47,7 +51,7 @@ def main(command: list[str]) -> None:
 
 
 def copy(reader: int) -> None:
-    """Copy lines to stdout until all who write them have ended."""
+    """Copy lines to stdout until all processes that write them have ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     lines: queue.Queue[bytes] = queue.Queue(LINES)
@@ -77,7 +81,7 @@ def write(lines: "queue.Queue[bytes]") -> None:
         try:
             os.write(1, line)
         except OSError:
-            continue  # a closed pipe or a full disk
+            continue  # A closed pipe or a full disk does not end the copying
 
 
 if __name__ == "__main__":

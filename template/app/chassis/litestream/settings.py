@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Where the copy is kept, and how late it may be."""
+"""Settings of the bucket that keeps the copy, and of how late the copy may be."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ from app.chassis import answers
 from app.chassis.features import ChassisSettings
 from app.chassis.settings import is_origin, is_production
 
-# What may stand in litestream.yml without being taken for YAML.
+# Other characters in litestream.yml could be taken for YAML's syntax
 PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
 
 MAX_SOCKET_PATH: Final = 100
-"""Bytes; Linux takes 107, macOS 103 (unix(7), unix(4))."""
+"""Maximum bytes of the socket's path. Linux takes 107, macOS 103 (unix(7), unix(4))."""
 
 
 class LitestreamSettings(ChassisSettings):
-    """Where the copy is kept: any S3-compatible bucket, by default one of Railway's."""
+    """Settings of the S3-compatible bucket that keeps the copy, by default one of Railway's."""
 
     litestream_bucket: str = Field(
         default="", description="Bucket of the continuous copy; required in production"
@@ -49,8 +49,8 @@ class LitestreamSettings(ChassisSettings):
         gt=0,
         description="Seconds until changes that are not in the bucket make /health degraded",
     )
-    # less than the health check's 300 s; 1.3 GB took 16 s, and Litestream itself would wait
-    # for an unreachable bucket without end
+    # The time is less than the health check's 300 s, and 1.3 GB took 16 s. Without a limit,
+    # Litestream would wait for an unreachable bucket without end.
     litestream_restore_timeout: float = Field(
         default=240,
         gt=0,
@@ -89,19 +89,19 @@ class LitestreamSettings(ChassisSettings):
 
     @property
     def replicated(self) -> bool:
-        """Whether a bucket is configured; in development there may be none."""
+        """Return whether a bucket is configured. In development there may be none."""
         return bool(self.litestream_bucket)
 
     @property
     def replica_path(self) -> str:
-        """The folder in the bucket; one for each environment."""
+        """Return the folder in the bucket. Each environment has its own."""
         place = self.railway_environment_name or self.environment
         default = f"{answers.SERVICE_SLUG}/{re.sub('[^A-Za-z0-9._-]+', '-', place)}"
         return self.litestream_path or default
 
     @property
     def control_socket(self) -> Path:
-        """Where Litestream answers; beside the database, unless the path is too long for that."""
+        """Return the path of Litestream's socket, beside the database unless that is too long."""
         database = self.database_path
         beside = database.with_name(f".{database.name}-litestream.sock")
         if len(os.fsencode(beside)) <= MAX_SOCKET_PATH:

@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""`python -m app check` for the sign-in: what the providers have to be told, and who is let in."""
+"""Checks of the sign-in, for `python -m app check`.
+
+They tell what the providers have to know, and who may sign in.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(settings: "ChassisSettings") -> Iterator[Finding]:
-    """What can be said of the settings wherever they come from."""
+    """Yield the findings about the providers and the people who may sign in."""
     for provider in providers(settings):
         name = f"sign-in.{provider.name}"
         if provider.offered:
@@ -24,7 +27,7 @@ def check(settings: "ChassisSettings") -> Iterator[Finding]:
 
 
 def admitted(settings: "ChassisSettings") -> Finding:
-    """Report who is let in."""
+    """Report who may sign in."""
     name = "sign-in.admitted"
     verdict = ", ".join(settings.allowed_emails) or "everyone who has an account there"
     if settings.production and not settings.allowed_emails:

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Authlib's OpenID Connect client, with what it leaves to others to check."""
+"""OpenID Connect client of Authlib, with the checks that Authlib leaves to others."""
 
 import ssl
 import time
@@ -21,7 +21,7 @@ STATE_LIFETIME: Final = 600
 """Seconds that somebody may take to sign in at the provider."""
 
 DESCRIPTION_LIFETIME: Final = 3600
-"""Seconds that a provider's keys and addresses are used; one that it withdraws has to end."""
+"""Seconds that a provider's keys and addresses are used. It may withdraw one of them."""
 
 CLOCK_TOLERANCE: Final = 120
 """Seconds by which the provider's clock may differ from this one."""
@@ -30,17 +30,17 @@ Session = MutableMapping[str, Any]
 
 
 class States(StarletteIntegration):  # type: ignore[misc]  # the package has no types
-    """What a sign-in under way has to remember; kept in the session, one for each provider."""
+    """Data of a sign-in under way, kept in the session for each provider."""
 
     expires_in = STATE_LIFETIME
 
     async def set_state_data(self, session: Session, state: str, data: dict[str, Any]) -> None:
-        # not needed again, and a cookie has room for 4096 bytes
+        # The URL is not needed again, and a cookie has room for 4096 bytes
         del data["url"]
         await super().set_state_data(session, state, data)
 
     async def get_state_data(self, session: Session, state: str) -> dict[str, Any] | None:
-        """What was remembered, unless it is too old; the base class does not look at its age."""
+        """Return the data, unless it is too old. The base class does not look at its age."""
         kept = session.get(f"_state_{self.name}_{state}")
         if not kept or kept["exp"] < time.time():
             return None
@@ -50,13 +50,16 @@ class States(StarletteIntegration):  # type: ignore[misc]  # the package has no 
 
 @cache
 def http_options() -> dict[str, Any]:
-    """What every client shares: to load the certificates takes longer than a request."""
+    """Return the options of every client.
+
+    They are cached, because loading the certificates takes longer than a request.
+    """
     context: ssl.SSLContext = httpx2.create_ssl_context()
     return {"timeout": TIMEOUT, "verify": context}
 
 
 class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no types
-    """The service as a client of a provider: authorization code with PKCE, state and nonce."""
+    """Client of a provider, which uses the authorization code with PKCE, state and nonce."""
 
     def __init__(self, provider: Provider) -> None:
         super().__init__(
@@ -76,10 +79,10 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
         self._described_at = 0.0
 
     async def load_server_metadata(self) -> dict[str, Any]:
-        """The provider's description of itself, and in time its keys.
+        """Return the provider's description of itself, to which Authlib adds the keys later.
 
         Raises:
-            UntrustworthyError: It describes somebody else.
+            UntrustworthyError: The description is of another issuer.
         """
         if time.monotonic() < self._described_at + DESCRIPTION_LIFETIME and self.server_metadata:
             return self.server_metadata
@@ -91,24 +94,25 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
             )
         names = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
         self.server_metadata = {name: found[name] for name in names} | {
-            # whatever it lists: the only one that each has to know, and "none" is another
+            # The provider's own list is ignored, because it can hold "none", and every provider
+            # has to know RS256
             "id_token_signing_alg_values_supported": ["RS256"]
         }
         self._described_at = time.monotonic()
         return self.server_metadata
 
     async def send_away(self, request: Request, redirect_uri: str) -> RedirectResponse:
-        """Send somebody to the provider, to come back to the URI."""
+        """Redirect somebody to the provider, with the URI to come back to."""
         answer: RedirectResponse = await self.authorize_redirect(
             request,
             redirect_uri,
-            # who was let in with one account, or was not, may want to take another
+            # The person may want to use another account than before
             prompt="select_account",
         )
         return answer
 
     async def expects(self, request: Request) -> bool:
-        """Whether the request belongs to a sign-in that this browser has begun."""
+        """Return whether the request belongs to a sign-in that this browser has begun."""
         state = request.query_params.get("state")
         return await self.framework.get_state_data(request.session, state) is not None
 
@@ -116,13 +120,13 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
         await self.framework.clear_state_data(request.session, request.query_params.get("state"))
 
     async def identify(self, request: Request) -> Identity:
-        """Exchange the code for an ID token, check that, and tell whom it speaks of.
+        """Exchange the code for an ID token, check the token, and return the identity in it.
 
         Raises:
             authlib.integrations.base_client.OAuthError: The provider refuses the code.
             joserfc.errors.JoseError: The token is not signed by the provider, not for this
                 service, not for this sign-in, or out of date.
-            UntrustworthyError: There is none, or it does not say enough.
+            UntrustworthyError: There is no token, or it does not say enough.
         """
         described = (await self.load_server_metadata())["issuer"]
         token = await self.authorize_access_token(
@@ -138,7 +142,7 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
                 "aud": {"essential": True, "value": self.client_id},
             },
         )
-        # without an ID token Authlib returns the others as if nothing were missing
+        # Without an ID token, Authlib returns the other tokens as if nothing were missing
         if "userinfo" not in token:
             raise UntrustworthyError("there is no ID token")
         return self.provider.identify(described, token["userinfo"])

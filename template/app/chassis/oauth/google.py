@@ -38,14 +38,15 @@ class Google(Provider):
         return cls(known.google_issuer, known.google_client_id, known.google_client_secret)
 
     def signs_as(self, described: str, _: Claims) -> tuple[str, ...]:
-        """Google documents its own name both with the scheme and without."""
+        """Return Google's name with the scheme and without it, as Google documents both."""
         return (described, described.removeprefix("https://"))
 
     def identify(self, described: str, claims: Claims) -> Identity:
-        """An account may have an address of any domain, verified once, and keep it.
+        """Return the identity, and whether the domain's owner answers for its address.
 
-        So the domain's owner answers for those that a Google Workspace manages, which have the
-        claim `hd`, and for no others.
+        An account may have an address of any domain. Google verifies it once, and the account
+        keeps it. So the domain's owner answers only for accounts that a Google Workspace manages.
+        These have the claim `hd`. Google itself answers for CONSUMER_DOMAINS.
         """
         email = provider.email(claims) if claims.get("email_verified") is True else None
         managed = bool(claims.get("hd")) or (email or "").endswith(CONSUMER_DOMAINS)

@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Sign-in with Microsoft (https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc)."""
+"""Sign-in with Microsoft.
+
+See https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc.
+"""
 
 import re
 from typing import Final
@@ -13,7 +16,7 @@ from app.chassis.settings import ChassisSettings
 TENANT_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 PLACEHOLDER: Final = "{tenantid}"
-"""What Microsoft's description has in its issuer where accounts of many tenants sign in."""
+"""Part of the issuer in Microsoft's description where accounts of many tenants sign in."""
 
 DOMAIN_VERIFIED: Final = (True, "true", "1")
 """Values of the claim xms_edov with which an address's domain is the tenant's own."""
@@ -48,7 +51,10 @@ class Microsoft(Provider):
         return cls(known.microsoft_issuer, known.microsoft_client_id, known.microsoft_client_secret)
 
     def describes_itself_as(self, found: str) -> bool:
-        """A tenant that is asked for by another name, such as common, is described by its id."""
+        """Return whether the issuer in the description is the one that was asked.
+
+        The description of a tenant that is asked for by another name, such as common, has its id.
+        """
         if found == self.issuer:
             return True
         host, _, tenant = self.issuer.removesuffix("/v2.0").rpartition("/")
@@ -66,14 +72,15 @@ class Microsoft(Provider):
         return (described.replace(PLACEHOLDER, tenant),) if tenant else ()
 
     def identify(self, described: str, claims: Claims) -> Identity:
-        """Administrators of a tenant can give its accounts any address, of other people too.
+        """Return the identity, with the address only if it can be trusted.
 
-        So where many tenants sign in an address counts only if Microsoft says that its domain is
+        Administrators of a tenant can give its accounts any address, even one of other people. So
+        where many tenants sign in, an address counts only if Microsoft says that its domain is
         the tenant's own (https://learn.microsoft.com/entra/identity-platform/claims-validation).
         """
         verified = PLACEHOLDER not in described or claims.get("xms_edov") in DOMAIN_VERIFIED
         email = provider.email(claims) if verified else None
-        # a subject is one tenant's
+        # A subject is unique only within its tenant
         account = provider.subject(claims)
         if tenant := tenant_id(claims):
             account = f"{tenant}/{account}"

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The table of people who have signed in; one of your own refers to it by `users.id`."""
+"""Table of people who have signed in. A table of your own refers to it by `users.id`."""
 
 from datetime import datetime
 
@@ -11,10 +11,10 @@ from app.models import Base
 
 
 class User(Base):
-    """One account at one provider; who has two is two users."""
+    """Account at one provider. A person with two accounts is two users."""
 
     __tablename__ = "users"
-    # Never reuse an id: a cookie of its former owner may still be about.
+    # An id is never reused, because a cookie of its former owner may still exist
     __table_args__ = (
         PrimaryKeyConstraint("id", name="pk_users"),
         UniqueConstraint("provider", "subject", name="uq_users_provider"),
@@ -24,10 +24,10 @@ class User(Base):
     id: Mapped[int]
     provider: Mapped[str] = mapped_column(String(20))
     subject: Mapped[str] = mapped_column(String(300))
-    # only if the provider has verified it
+    # The address is kept only if the provider has verified it
     email: Mapped[str | None] = mapped_column(String(254))
     name: Mapped[str | None] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(default=now)
     last_login_at: Mapped[datetime] = mapped_column(default=now)
-    # sessions of an earlier epoch have been signed out
+    # Sessions of an earlier epoch have been signed out
     session_epoch: Mapped[int] = mapped_column(default=0)

@@ -1,8 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Requests that change something come from the service's own pages, or from those it has listed.
+"""Middleware that lets only the service's own and listed pages change something.
 
-A browser sends the session's cookie along with whatever request a page makes. SameSite keeps it
-from other sites, yet not from other hosts and ports of the same site; the header Origin tells.
+A browser sends the session's cookie along with every request that a page makes. SameSite keeps it
+from other sites, but not from other hosts and ports of the same site. The header Origin tells
+which page has made the request.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class OriginCheck:
-    """Refuse what carries the cookie, may change something, and comes from elsewhere.
+    """Middleware that refuses foreign requests that carry the cookie and may change something.
 
     Args:
         app: The application.
@@ -28,7 +29,7 @@ class OriginCheck:
     def __init__(self, app: ASGIApp, cookie: str, origins: Iterable[str]) -> None:
         self.app = app
         self.cookie = cookie
-        # with "*" anybody may call, and nobody with the cookie
+        # The entry "*" lets anybody call, but nobody with the cookie
         self.origins = frozenset(origin.lower() for origin in origins if origin not in {"", "*"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

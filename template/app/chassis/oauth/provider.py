@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""What the service knows of a provider of accounts, whichever it is."""
+"""Base class of the providers of accounts, and the checks of their claims."""
 
 import re
 from abc import ABC, abstractmethod
@@ -9,28 +9,28 @@ from typing import Any, ClassVar, Final, NamedTuple
 from pydantic import SecretStr
 
 ADDRESS_FORM: Final = re.compile(r"[!-?A-~]+@[!-?A-~]+")
-"""ASCII only: among other letters are some that become another one in lower case."""
+"""Form of an address, in ASCII only. Some other letters become another one in lower case."""
 
 MAX_ADDRESS: Final = 254
 MAX_NAME: Final = 200
 MAX_SUBJECT: Final = 255
-"""Of a subject's length OpenID Connect says so itself (Core 1.0, section 2)."""
+"""Maximum length of a subject, as OpenID Connect sets it (Core 1.0, section 2)."""
 
 Claims = Mapping[str, Any]
 
 
 class UntrustworthyError(Exception):
-    """What a provider has sent is not what it has to be; the message may be logged."""
+    """Error for an answer of a provider that is not as it has to be. Its message may be logged."""
 
 
 class Identity(NamedTuple):
-    """Who has signed in, in the provider's words.
+    """Identity of the person who has signed in, in the provider's words.
 
     Args:
-        subject: Which account, for good; addresses and names change hands.
-        email: Its address, if the provider has verified it.
-        whole_domain: Whether whoever owns the address's domain has given it to them.
-        name: For people to read.
+        subject: The permanent id of the account. Addresses and names change hands.
+        email: The account's address, if the provider has verified it.
+        whole_domain: True if the owner of the address's domain has given it to the person.
+        name: The name, for people to read.
     """
 
     subject: str
@@ -40,7 +40,7 @@ class Identity(NamedTuple):
 
 
 class Provider(ABC):
-    """A provider, and this service's client there."""
+    """Provider of accounts, and this service's client there."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -52,24 +52,24 @@ class Provider(ABC):
 
     @property
     def offered(self) -> bool:
-        """Whether there is a client; in development there may be none."""
+        """Return whether there is a client. In development there may be none."""
         return bool(self.client_id)
 
     @property
     def discovery(self) -> str:
-        """Where the provider describes itself."""
+        """Return the address at which the provider describes itself."""
         return f"{self.issuer}/.well-known/openid-configuration"
 
     def redirect_uri(self, backend_url: str) -> str:
-        """Where it sends people back to; it has to know that beforehand."""
+        """Return the address to which it sends people back. It has to know that beforehand."""
         return f"{backend_url}/auth/{self.name}/callback"
 
     def describes_itself_as(self, found: str) -> bool:
-        """Whether the issuer that its description names is the one that was asked."""
+        """Return whether the issuer in the description is the one that was asked."""
         return found == self.issuer
 
     def signs_as(self, described: str, _: Claims) -> tuple[str, ...]:
-        """The issuers that an ID token with these claims may name.
+        """Return the issuers that an ID token with these claims may name.
 
         Args:
             described: The issuer in the provider's description.
@@ -78,10 +78,10 @@ class Provider(ABC):
 
     @abstractmethod
     def identify(self, described: str, claims: Claims) -> Identity:
-        """Who the claims of a checked ID token speak of.
+        """Return the identity in the claims of a checked ID token.
 
         Raises:
-            UntrustworthyError: They do not say.
+            UntrustworthyError: The claims do not name one.
         """
 
 
@@ -100,7 +100,7 @@ def email(claims: Claims) -> str | None:
 
 
 def name(claims: Claims) -> str | None:
-    """One line of text that a database can keep."""
+    """Return the name as one line of text that a database can keep."""
     value = claims.get("name")
     if not isinstance(value, str):
         return None

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""The routes below /auth: to the provider, back from it, who one is, and out again."""
+"""Routes below /auth, which sign people in and out, and tell who is signed in."""
 
 import logging
 import re
@@ -44,17 +44,20 @@ from app.chassis.times import now
 logger = logging.getLogger(__name__)
 
 NEXT: Final = "next"
-"""Under which the session has the page to return to."""
+"""Key of the session for the page to return to."""
 
 PATH_FORM: Final = re.compile(r"/[!-~]{0,1000}")
 
 ELSEWHERE: Final = re.compile(r"^//|[\\\x00-\x1f\x7f]")
-"""What leads to another host; a backslash is a slash to browsers, and others they leave out."""
+"""Parts of a path that can lead to another host.
+
+Browsers take a backslash for a slash, and leave the control characters out.
+"""
 
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
 TALKATIVE: Final = ("authlib", "httpcore2", "httpx2")
-"""Loggers that tell verifiers, headers and addresses at lower levels."""
+"""Loggers that tell verifiers, headers and addresses at levels below WARNING."""
 
 
 class Me(BaseModel):
@@ -73,7 +76,7 @@ def install(app: FastAPI, settings: ChassisSettings) -> None:
     SESSION.model.name = cookie_name(settings)
     clients = {provider.name: Client(provider) for provider in providers(settings)}
     app.include_router(make_router(settings, clients))
-    # The last one added is the first to see a request.
+    # The middleware that is added last is the first to see a request
     app.add_middleware(
         SessionMiddleware,
         secret_key=cookie_key(settings),
@@ -89,11 +92,11 @@ def install(app: FastAPI, settings: ChassisSettings) -> None:
 
 
 def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRouter:
-    """The routes.
+    """Return the routes.
 
     Args:
-        settings: Where people come back to, and who is let in.
-        clients: By the providers' names.
+        settings: The address that people come back to, and the people who may sign in.
+        clients: The clients by the providers' names.
     """
     router = APIRouter(prefix="/auth", tags=["sign-in"], route_class=DatabaseRoute)
 
@@ -152,7 +155,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
 
     @router.get("/me", response_model=Me)
     def me(user: CurrentUser, response: Response) -> User:
-        """Who is signed in."""
+        """Return the person who is signed in."""
         response.headers.update(NO_STORE)
         return user
 
@@ -162,8 +165,8 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         responses={403: openapi.problem("The page that asks is of another origin")},
     )
     async def logout(request: Request) -> None:
-        """Sign out, here and everywhere: every cookie that the user has ends with it."""
-        # nobody waits for the writer who was not signed in
+        """Sign out, here and everywhere. Every cookie of the user becomes invalid."""
+        # A person who was not signed in does not wait for the writer
         if kept := request.session.get(KEY):
             database: Database = request.app.state.database
             close = partial(close_sessions, kept["id"], kept["epoch"])
@@ -187,13 +190,13 @@ def start_again(provider: Provider) -> str:
 
 
 def as_code(error: str) -> str:
-    """An error code of OAuth for the log; what comes by the browser may be any text."""
+    """Return an error code of OAuth for the log, unless the browser has sent some other text."""
     return error if re.fullmatch("[a-z_]{1,40}", error) else "for a reason that is no code"
 
 
 @contextmanager
 def blaming(provider: Provider) -> Iterator[None]:
-    """Bound what a provider does, and answer what it does wrong with one line, here and there."""
+    """Limit a provider's time, and turn its errors into one line for the log and the answer."""
     try:
         with anyio.fail_after(TIMEOUT):
             yield
@@ -252,7 +255,7 @@ def close_sessions(user_id: int, epoch: int, session: Session) -> bool:
 
 
 def safe_path(page: str) -> str:
-    """The page if it is one of this host's, else the first."""
+    """Return the page if it is one of this host's, else the page at `/`."""
     decoded = unquote(page.partition("?")[0])
     if not PATH_FORM.fullmatch(page) or ELSEWHERE.search(decoded):
         return "/"

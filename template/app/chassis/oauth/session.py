@@ -1,5 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Who is signed in: a signed cookie that says who and since when, held against the database."""
+"""Session of a person who is signed in.
+
+A signed cookie says who it is and since when. It is compared with the database.
+"""
 
 import hashlib
 import hmac
@@ -16,35 +19,38 @@ from app.chassis.oauth.models import User
 from app.chassis.oauth.settings import OAuthSettings
 
 KEY: Final = "user"
-"""Under which the session has who is signed in; what else it has is of sign-ins under way."""
+"""Key of the session for who is signed in. Its other keys belong to sign-ins under way."""
 
 
 def cookie_name(settings: OAuthSettings) -> str:
-    """Browsers take `__Host-` only from the host itself, over HTTPS and for all of its paths."""
+    """Return the cookie's name.
+
+    Browsers take `__Host-` only from the host itself, over HTTPS and for all of its paths.
+    """
     return "__Host-session" if settings.production else "session"
 
 
 def cookie_key(settings: OAuthSettings) -> str:
-    """A key of its own, so that nothing else that SECRET_KEY signs can pass as a session."""
+    """Return a separate key, so that nothing else that SECRET_KEY signs passes as a session."""
     secret = settings.secret_key.get_secret_value().encode()
     return hmac.new(secret, b"session cookie", hashlib.sha256).hexdigest()
 
 
 def begin(session: dict[str, Any], user: User) -> None:
-    """Sign somebody in; nothing of the session before remains."""
+    """Sign somebody in, and remove everything else from the session."""
     session.clear()
     session[KEY] = {"id": user.id, "epoch": user.session_epoch, "since": int(time.time())}
 
 
 def find_user(connection: HTTPConnection) -> User | None:
-    """Who is signed in, if anybody is and may still be."""
+    """Return the user who is signed in, or None if nobody is or may still be."""
     kept = connection.session.get(KEY)
     settings: OAuthSettings = connection.app.state.settings
-    # the cookie's own age begins anew whenever the session changes
+    # The cookie's own age does not count, because it begins anew when the session changes
     if kept is None or time.time() >= kept["since"] + settings.session_max_age:
         return None
     database: Database = connection.app.state.database
-    # A session of its own, and over at once: a route would hold its `Reader` while it waits.
+    # This database session ends at once, because a route would hold its `Reader` while it waits
     with database.read() as session:
         user = session.get(User, kept["id"])
     if user is None or user.session_epoch != kept["epoch"] or not settings.admits(user.email):
@@ -53,17 +59,17 @@ def find_user(connection: HTTPConnection) -> User | None:
 
 
 OptionalUser = Annotated[User | None, Depends(find_user)]
-"""Who is signed in, or None."""
+"""User who is signed in, or None."""
 
 
 class SessionCookie(SecurityBase):
-    """The session's cookie, for the OpenAPI document; `install` gives it its name."""
+    """Session's cookie for the OpenAPI document. `install` gives it its name."""
 
     scheme_name = "session"
     model = APIKey.model_validate({"in": "cookie", "name": "session"})
 
     def __call__(self) -> None:
-        """Ask for nothing: who is signed in is looked up elsewhere."""
+        """Do nothing, because `find_user` looks up who is signed in."""
 
 
 SESSION: Final = SessionCookie()
@@ -76,7 +82,7 @@ def require_user(user: OptionalUser, _: Annotated[None, Depends(SESSION)]) -> Us
 
 
 CurrentUser = Annotated[User, Depends(require_user)]
-"""Who is signed in; otherwise the answer is 401."""
+"""User who is signed in. If nobody is, the answer is 401."""
 
 
 def current_user_id(user: CurrentUser) -> int:

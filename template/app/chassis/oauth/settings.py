@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Who may sign in, and for how long; what the providers' own settings have in common."""
+"""Settings of the sign-in, and the validators that the providers' settings share."""
 
 import re
 from typing import Final, TypeVar
@@ -11,20 +11,20 @@ from app.chassis import proxies
 from app.chassis.settings import ChassisSettings, StringList, is_origin, is_production
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
-# of what may stand before the @, what providers hand out: no wildcard, no "mailto:"
+# Providers give out only these characters before the @, so no wildcard and no "mailto:" fits
 ENTRY_FORM: Final = re.compile(r"([a-z0-9!#$%&'+/=?^_`{|}~.-]+@|@)?" + DOMAIN)
 
 Credential = TypeVar("Credential", str, SecretStr)
 
 
 class OAuthSettings(ChassisSettings):
-    """Whoever may sign in, and how long that lasts."""
+    """Settings of who may sign in, and of how long that lasts."""
 
     allowed_emails: StringList = Field(
         default=(),
         description="Who may sign in, addresses or domains; everyone unless set",
     )
-    # for so long somebody stays signed in who has lost the account at the provider
+    # A person who has lost the account at the provider stays signed in for this time
     session_max_age: int = Field(
         default=7 * 24 * 3600, gt=0, description="Seconds for which somebody stays signed in"
     )
@@ -56,17 +56,17 @@ class OAuthSettings(ChassisSettings):
         return tuple(entry if "@" in entry else f"@{entry}" for entry in entries)
 
     def refusals(self) -> list[str]:
-        """Add the proxies with which no provider could be asked, once there is one to ask."""
+        """Add the proxies with which no provider could be asked, if there is one to ask."""
         clients = [name for name in type(self).model_fields if name.endswith("_client_id")]
         asked = any(getattr(self, name) for name in clients)
         return super().refusals() + (proxies.refusals("httpx2") if asked else [])
 
     def admits(self, email: str | None, *, whole_domain: bool = True) -> bool:
-        """Whether somebody may use the service.
+        """Return whether somebody may use the service.
 
         Args:
             email: The address that the provider has verified, if any.
-            whole_domain: Whether the entry of a domain counts for it.
+            whole_domain: True if the entry of a domain counts for the address.
         """
         if not self.allowed_emails:
             return True
@@ -77,7 +77,10 @@ class OAuthSettings(ChassisSettings):
 
 
 def required(value: Credential, info: ValidationInfo) -> Credential:
-    """A client's id or secret: each is needed in production, elsewhere the secret with the id."""
+    """Return a client's id or secret, or refuse one that is missing.
+
+    In production both are required. Elsewhere the secret is required if there is an id.
+    """
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     assert info.field_name is not None
     provider = info.field_name.partition("_")[0]
@@ -92,7 +95,7 @@ def required(value: Credential, info: ValidationInfo) -> Credential:
 
 
 def issuer(value: str, info: ValidationInfo) -> str:
-    """The address of a provider, below which it describes itself."""
+    """Return the address of a provider, below which it describes itself."""
     value = value.rstrip("/")
     parts = urlsplit(value)
     if not is_origin(f"{parts.scheme}://{parts.netloc}") or not re.fullmatch(r"[!-~]+", value):

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""One page at `/` that uses the features, so that they can be seen at work."""
+"""Page at `/` that uses the features, so that people see them at work."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ def install(app: "FastAPI", settings: PageSettings) -> None:
     """Serve the page, if it is turned on."""
     if not settings.page_enabled:
         return
-    # imported only now: the start and the commands need the settings, and no web framework
+    # The start and the commands need only the settings, so the web framework is imported here
     from fastapi.responses import HTMLResponse
 
     html = PAGE.read_text(encoding="utf-8")
@@ -31,9 +31,9 @@ def install(app: "FastAPI", settings: PageSettings) -> None:
 
 
 def content_policy(html: str) -> str:
-    """A policy under which the page's own script and style run, and nothing else does.
+    """Return a policy under which only the page's own script and style run.
 
-    Nor can the script make markup of a text: that is what trusted types are.
+    Trusted types keep the script from making markup of a text.
 
     https://www.w3.org/TR/CSP3/#grammardef-hash-source
     """

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Whether there is a page at `/`."""
+"""Setting that turns the page at `/` on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from app.chassis.settings import ChassisSettings
 
 
 class PageSettings(ChassisSettings):
-    """The page is a demonstration: by default in development only."""
+    """Settings of the page, a demonstration that is on by default only in development."""
 
     page_enabled: bool = Field(
         default=False, description="The page at /; by default in development only"

@@ -1,8 +1,10 @@
 """What the repository says of itself is so."""
 
+import ast
 import re
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,30 @@ def test_the_code_is_formatted_and_clean() -> None:
             encoding="utf-8",
         )
         assert done.returncode == 0, done.stdout
+
+
+RIDDLE = re.compile(r"(What|Whether|Who|Whose|Whom|Where|How|Which|When)\b")
+
+
+def docstrings(module: Path) -> Iterator[str]:
+    """Yield the docstrings of a module, those below its constants among them."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        body = getattr(node, "body", [])
+        if isinstance(body, list):
+            for part in body:
+                if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
+                    yield str(part.value.value).strip()
+
+
+@pytest.mark.parametrize("directory", ["template/app/chassis", "trackbed"])
+def test_docstrings_are_plain(directory: str) -> None:
+    """They begin with a verb or a noun, and their first paragraph is made of whole sentences."""
+    found = [
+        text for module in sorted((ROOT / directory).rglob("*.py")) for text in docstrings(module)
+    ]
+    first = [text.partition("\n\n")[0].rstrip(":") for text in found]
+    riddles = [text for text in first if RIDDLE.match(text)]
+    halting = [text for text in first if re.search(r";|:\s", text)]
+    assert len(found) > 200
+    assert len(riddles) <= 0.03 * len(found), riddles
+    assert len(halting) <= 0.1 * len(found), halting

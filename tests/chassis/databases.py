@@ -8,7 +8,7 @@ from app.chassis import migrate
 
 
 def make_database(path: Path) -> None:
-    """What `migrate.upgrade` makes of no database, without the time that it takes."""
+    """Write the database that `migrate.upgrade` makes, without the time that it takes."""
     path.write_bytes(migrated())
 
 

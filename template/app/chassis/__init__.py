@@ -16,6 +16,7 @@ A stop begins with SIGTERM: streaming.py ends the streams, worker.py the request
 the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
 
     answers, features, replication    the template's answers, and what they add
+    assembly                          the names of the service that the chassis needs
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks, template      the commands of `python -m app`
     serve, storage, migrate           the start

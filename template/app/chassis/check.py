@@ -13,11 +13,10 @@ from typing import Final
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from app.chassis import features, replication
+from app.chassis import assembly, features, replication
 from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
-from app.settings import Settings
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
 
@@ -31,13 +30,14 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
             out.
     """
     here = variables is None
+    kind = assembly.settings_class()
     with environment(variables):
         try:
-            settings = Settings.load() if here else Settings.load(_env_file=None)
+            settings = kind.load() if here else kind.load(_env_file=None)
         except ConfigurationError as error:
             findings = [*map(problem, error.problems), skipped("rest", "needs valid settings")]
             return [*findings, *deployment.check()]
-        findings = [Finding("settings", "ok", f"{len(Settings.model_fields)} settings are valid")]
+        findings = [Finding("settings", "ok", f"{len(kind.model_fields)} settings are valid")]
         findings += service.check(settings, os.environ)
         if here:
             findings += storage.check(settings)

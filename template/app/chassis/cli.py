@@ -13,7 +13,7 @@ from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
-    from app.settings import Settings
+    from app.chassis.replication import ChassisSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,10 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_settings() -> "Settings":
-    from app.settings import Settings
+def load_settings() -> "ChassisSettings":
+    from app.chassis import assembly
 
-    return Settings.load()
+    return assembly.settings_class().load()
 
 
 def start(_: argparse.Namespace) -> int:
@@ -144,10 +144,9 @@ def check(options: argparse.Namespace) -> int:
 
 
 def show_settings(_: argparse.Namespace) -> int:
-    from app.chassis import variables
-    from app.settings import Settings
+    from app.chassis import assembly, variables
 
-    print("\n".join(variables.lines(Settings)))
+    print("\n".join(variables.lines(assembly.settings_class())))
     return 0
 
 

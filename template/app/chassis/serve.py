@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import backup, deadlines, logs, migrate, output, replication, storage
+from app.chassis import assembly, backup, deadlines, logs, migrate, output, replication, storage
 from app.chassis.errors import StartupError
 from app.chassis.replication import ChassisSettings
 from app.chassis.settings import PROJECT_ROOT
@@ -154,19 +154,15 @@ def create_migrated_app() -> "FastAPI":
 
     The process that watches the code holds the database's lock meanwhile.
     """
-    from app.settings import Settings
-
     threading.Thread(target=watch_revisions, args=(revisions(),), daemon=True).start()
     try:
-        settings = Settings.load()
+        settings = assembly.settings_class().load()
         logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
         migrate.upgrade(settings.database_path)
     except StartupError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    from app.main import create_app
-
-    return create_app()
+    return assembly.make_application()
 
 
 def revisions() -> set[Path]:

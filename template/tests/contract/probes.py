@@ -1,8 +1,5 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
-"""Routes that the contract adds to the application.
-
-`python -m probes` starts the application with them.
-"""
+"""Routes that the contract adds to the application, which `python -m probes` starts."""
 
 import asyncio
 import sys

@@ -30,11 +30,7 @@ def test_a_new_database_gets_to_the_newest_revision(database: Path) -> None:
 
 
 def test_the_models_are_what_the_migrations_make(database: Path) -> None:
-    """Compare the models with the migrations.
-
-    A change of app/models.py needs its revision, which `uv run alembic revision --autogenerate`
-    makes.
-    """
+    """Demand a revision, which `uv run alembic revision --autogenerate` makes, for each change."""
     attributes = {"database": database}
     command.check(Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes))
 

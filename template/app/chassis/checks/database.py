@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import exc
 
-from app.chassis import integrity, migrate, storage
+from app.chassis import assembly, integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.errors import StartupError
@@ -67,11 +67,10 @@ def version() -> Finding:
 
 def names() -> Finding:
     """Check that Alembic can tell every constraint from the others."""
-    from app.models import Base
-
-    if shared := migrate.shared_names(Base.metadata):
+    metadata = assembly.metadata()
+    if shared := migrate.shared_names(metadata):
         return failed("models.names", "; ".join(shared), migrate.RENAME)
-    forms = map(str, Base.metadata.naming_convention.values())
+    forms = map(str, metadata.naming_convention.values())
     if any(re.search(r"\(column_0_(name|label|key)\)", form) for form in forms):
         return warning(
             "models.names",

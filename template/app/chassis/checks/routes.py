@@ -14,10 +14,10 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security.base import SecurityBase
 from starlette.routing import BaseRoute
 
-from app.chassis import answers, features
+from app.chassis import answers, assembly, features
 from app.chassis.checks.finding import Finding, ok, skipped, warning
 from app.chassis.database import get_writer
-from app.settings import Settings
+from app.chassis.replication import ChassisSettings
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -28,15 +28,13 @@ SHOWN: Final = 5
 """Maximum number of routes in a verdict."""
 
 
-def check(settings: Settings) -> Finding:
+def check(settings: ChassisSettings) -> Finding:
     """Make the application as the server does, and check its routes."""
     name = "http.open-routes"
     try:
         logging.disable()
         with redirect_stdout(sys.stderr):
-            from app.main import create_app
-
-            routes = create_app(settings).routes
+            routes = assembly.make_application(settings).routes
     except Exception as error:
         return skipped(name, f"the application cannot be made here: {type(error).__name__}")
     finally:

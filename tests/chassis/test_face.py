@@ -49,9 +49,8 @@ def test_it_loads_only_what_is_asked_for() -> None:
 
 
 def test_every_module_is_in_the_map() -> None:
-    modules = {path.stem for path in HERE.parent.glob("*.py")} | {
-        path.parent.name for path in HERE.parent.glob("*/__init__.py")
-    }
+    """A module that only some answers bring is not, and says itself what it is."""
+    modules = {path.stem for path in HERE.parent.glob("*.py")}
     said = set(re.findall(r"\w+", app.chassis.__doc__ or ""))
-    assert modules - said == {"__init__"}
-    assert all(module in modules for module in MODULES)
+    assert modules - said <= {"__init__", "proxies", "rotation"}
+    assert MODULES.keys() <= modules

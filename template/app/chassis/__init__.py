@@ -28,9 +28,10 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     schema, integrity                 tables, and references between them
     streaming, times                  server-sent events, and moments in UTC
     health, verdict, status           whether all is well
-    backup, rotation, litestream      copies of the database
-    conversations, oauth, page        features, with proxies; each is there if it was chosen
+    backup                            copies of the database
     testing                           what tests of the service need
+
+Every directory but checks is a feature that was chosen. Its __init__.py says what it does.
 """
 
 from importlib import import_module

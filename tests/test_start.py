@@ -49,6 +49,7 @@ def test_it_serves_and_ends_whatever_runs_it(project: Path, tmp_path: Path, form
         assert service.ended() == 0
 
 
+@pytest.mark.long
 def test_without_port_it_listens_on_8000(project: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:
@@ -57,6 +58,7 @@ def test_without_port_it_listens_on_8000(project: Path, tmp_path: Path) -> None:
         service.wait_until_healthy()
 
 
+@pytest.mark.long
 def test_it_answers_over_ipv4_and_ipv6(project: Path, tmp_path: Path) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")

@@ -120,6 +120,7 @@ def test_the_command_comes_from_the_template_itself(project: Path, tmp_path: Pat
     assert (found["version"], found["newest"], found["drift"]) == ("0.1.0", "0.2.0", [])
 
 
+@pytest.mark.long
 def test_the_weekly_pull_request(project: Path, tmp_path: Path) -> None:
     """With the upgrade notes of the jump."""
     done = weekly(project, tmp_path)

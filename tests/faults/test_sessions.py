@@ -13,6 +13,8 @@ import pytest
 
 from service import Service, router_added
 
+pytestmark = pytest.mark.long
+
 ROUTES = """
 
 import threading
@@ -255,7 +257,6 @@ def test_so_it_does_under_load(service: Service, kind: str) -> None:
     assert service.client.get("/notes").status_code == 200
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", ["scalars", "a result in parts"])
 def test_no_connection_is_lost(service: Service, kind: str, use: str) -> None:
@@ -298,7 +299,6 @@ def test_a_background_task(service: Service, kind: str) -> None:
     assert "too late" not in httpx.get(f"{service.url}/notes?after=1490").text
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_that_read_while_it_ends(service: Service, kind: str) -> None:
     with ThreadPoolExecutor(8) as pool:

@@ -16,10 +16,14 @@ from support import ROOT, Answers, files, git, identify
 from test_project import COVERING, EVERYTHING, run
 
 HOME = ROOT / "tests" / "chassis"
-LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING]
-WHOLE = [EVERYTHING, {"features": ["conversations"]}]
+WHOLE: list[Answers] = [EVERYTHING, {"features": ["conversations"]}]
 """Where the longer ones run too: between them, both ways of making copies and every feature."""
-assert all(answers in COVERING for answers in WHOLE)
+OTHERS: list[Answers] = [
+    {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
+    {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
+]
+assert all(answers in COVERING for answers in [*WHOLE, *OTHERS])
+LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in [*WHOLE, *OTHERS]]
 EACH = pytest.mark.parametrize(
     "answers", [{}, *LONG], ids=lambda answers: identify(answers) or "defaults"
 )

@@ -16,14 +16,14 @@ from support import ROOT, Answers, files, git, identify
 from test_project import COVERING, EVERYTHING, run
 
 HOME = ROOT / "tests" / "chassis"
-WHOLE: list[Answers] = [EVERYTHING, {"features": ["conversations"]}]
-"""Where the longer ones run too: between them, both ways of making copies and every feature."""
-OTHERS: list[Answers] = [
+SETS: list[Answers] = [
+    EVERYTHING,
+    {"features": ["conversations"]},
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
 ]
-assert all(answers in COVERING for answers in [*WHOLE, *OTHERS])
-LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in [*WHOLE, *OTHERS]]
+assert all(answers in COVERING for answers in SETS)
+LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in SETS]
 EACH = pytest.mark.parametrize(
     "answers", [{}, *LONG], ids=lambda answers: identify(answers) or "defaults"
 )
@@ -61,7 +61,8 @@ def test_the_chassis_does_what_its_tests_say(
     installed: Callable[..., Path], answers: Answers, tmp_path: Path
 ) -> None:
     project = installed(**answers)
-    which = [] if answers in WHOLE else ["-m", "not long"]
+    # the longer ones run once, where every feature is
+    which = [] if answers == EVERYTHING else ["-m", "not long"]
     with laid(project):
         said = run(
             project, "pytest", "--quiet", f"--basetemp={tmp_path}/tests", "tests/chassis", *which

@@ -98,6 +98,20 @@ def test_the_code_is_formatted_and_clean() -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_one_module_of_the_chassis_imports_the_services_own_names() -> None:
+    """Besides it, only tables of features do, which share the service's `Base`."""
+    found = {
+        module.name
+        for module in sorted((ROOT / "template" / "app" / "chassis").rglob("*.py*"))
+        if re.search(
+            r"^\s*(from|import) app(\.(main|models|settings|api)\b| import)",
+            module.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    }
+    assert found == {"assembly.py", "models.py", "env.py"}
+
+
 RIDDLE = re.compile(r"(What|Whether|Who|Whose|Whom|Where|How|Which|When)\b")
 
 

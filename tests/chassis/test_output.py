@@ -107,6 +107,17 @@ def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them
     assert 1.0 <= float(str(tally["p50_ms"])) <= 1.05
 
 
+def test_a_line_counts_in_the_second_in_which_it_is_written(pipe: Pipe) -> None:
+    shared = Shared(LIMIT)
+    to = Output(pipe.writer, shared)
+    with shared.alone():  # as while somebody else writes
+        to.put_line(b"a warning\n", important=True)
+        time.sleep(0.3)
+        turn = time.monotonic()
+    to.flush(1.0)
+    assert max(shared.written.cells[: shared.written.lines]) >= turn
+
+
 def test_long_lines_of_both_streams_are_not_mixed(pipe: Pipe) -> None:
     shared = Shared(1000)
     long = {letter: letter.encode() * 300_000 for letter in "ab"}

@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Results that a check of /health may have if not all is well."""
+"""Results of the checks of /health, the state that workers share, and the default monitor."""
 
 import mmap
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,9 +19,11 @@ It raises Unhealthy when the service cannot do its work, and Degraded when it ca
 should look. A plain function runs in a thread.
 """
 
-
 HEALTH: Final = mmap.mmap(-1, 1024)
-"""State of /health that the log was told last, as text. It is all zero if it was never ill."""
+"""State of /health that was logged last, as text. All of it is zero if it was always well.
+
+The workers share this memory, because gunicorn's first process makes it before it forks them.
+"""
 
 
 class Verdict(Exception):  # noqa: N818

@@ -3,9 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -21,6 +21,7 @@ from app.chassis.conversations.models import Message
 from app.chassis.conversations.owner import owner
 from app.chassis.conversations.replies import LEASE, Position, Reply
 from app.chassis.conversations.turns import ProviderError
+from app.chassis.database import DatabaseBusyError
 from app.chassis.times import now
 
 from .conftest import Event, Model, Service
@@ -579,6 +580,61 @@ def test_answers_that_end_together_are_kept_together(
     assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
     assert sum(sizes) == len(threads)
     assert len(sizes) < 5
+
+
+def test_an_answer_that_another_has_stored_waits_for_no_turn_of_the_writer(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy writer would otherwise refuse the turn, and a stored answer would count as lost."""
+    database = service.app.state.database
+    writing, turns = database.writing, count()
+
+    @asynccontextmanager
+    async def counted() -> AsyncIterator[Session]:
+        next(turns)
+        async with writing() as session:
+            yield session
+
+    gate = threading.Event()
+    model.pieces = ["Hello", gate]
+    threads = [service.thread_id() for _ in range(10)]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(service.chat(thread)) for thread in threads]
+        monkeypatch.setattr(database, "writing", counted)
+        monkeypatch.setattr(replies, "SAVE_EVERY", 60.0)
+        with database.write() as session:
+            session.connection()
+            gate.set()
+            time.sleep(0.5)
+        assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
+    assert next(turns) < 5
+
+
+def test_an_answer_that_ends_while_others_wait_has_its_own_time_to_be_stored(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = service.app.state.replies
+    store, turns, gates = answers._keep_finished, count(), [threading.Event(), threading.Event()]
+
+    async def busy_at_first() -> None:
+        if not next(turns):
+            await asyncio.sleep(0.6)
+            answers._take_finished()
+            raise DatabaseBusyError
+        await store()
+
+    monkeypatch.setattr(replies, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(answers, "_keep_finished", busy_at_first)
+    with ExitStack() as stack:
+        streams = []
+        for gate in gates:
+            model.pieces = ["Hello", gate]
+            streams.append(stack.enter_context(service.chat(service.thread_id())))
+            assert streams[-1].next().data == {"text": "Hello"}
+        for gate in gates:
+            gate.set()
+            time.sleep(0.3)
+        assert [stream.rest()[-1].name for stream in streams] == ["error", "done"]
 
 
 def test_nothing_is_written_when_nothing_is_unfinished(

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from app.chassis.conversations.models import Message
 from app.chassis.conversations.settings import ConversationSettings
 from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn, is_blank
-from app.chassis.database import Database, DatabaseBusyError
+from app.chassis.database import BUSY_TIMEOUT, Database, DatabaseBusyError
 from app.chassis.streaming import Events, ServerSentEvent
 from app.chassis.times import now
 
@@ -145,6 +145,7 @@ class Replies:
         self._asked: list[int | None] = []
         self._written: dict[int, Reply] = {}
         self._finished: dict[Reply, Status] = {}
+        self._keeping: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -227,16 +228,39 @@ class Replies:
         del self._written[reply.message_id]
 
     async def _keep(self, reply: Reply, status: Status) -> None:
-        """Store an answer, and in the same transaction all others that have finished since."""
-        self._finished[reply] = status
+        """Store an answer, in one transaction with all others that wait for it.
+
+        Raises:
+            DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + BUSY_TIMEOUT
+        while True:
+            self._finished[reply] = status
+            if self._keeping is None:
+                self._keeping = asyncio.create_task(self._keep_finished())
+            try:
+                await asyncio.shield(self._keeping)
+            except DatabaseBusyError:
+                # The transaction may have begun to wait for the writer long before this answer
+                if clock() >= until:
+                    raise
+            else:
+                return
+
+    async def _keep_finished(self) -> None:
         try:
             async with self.database.writing() as session:
-                finished = dict(self._finished)
-                await run_save(session, finished, writing=False)
+                await run_save(session, self._take_finished(), writing=False)
         finally:
-            self._finished.pop(reply, None)
-        for stored in finished:
-            self._finished.pop(stored, None)
+            if self._keeping is asyncio.current_task():
+                self._take_finished()  # The turn did not come
+
+    def _take_finished(self) -> dict[Reply, Status]:
+        """Return the answers to store. What finishes from now on is for the next transaction."""
+        finished, self._finished = self._finished, {}
+        self._keeping = None
+        return finished
 
     async def _save_now_and_then(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from pytest_copie.plugin import Copie
 from support import ASKED, ROOT, Answers, commit, git, tool
 from trackbed.render import compile_once
 
-# run in projects, by test_chassis.py
+# run in projects, by render/test_chassis.py
 collect_ignore = ["chassis"]
 
 GIT_CONFIG = """\

@@ -14,7 +14,7 @@ HEADERS = {
 }
 MODULES = {
     "reliability.md": ["tests/faults"],
-    "streaming.md": ["tests/test_streams.py", "tests/test_stream_ends.py"],
+    "streaming.md": ["tests/service/test_streams.py", "tests/service/test_stream_ends.py"],
 }
 
 
@@ -45,7 +45,7 @@ def collect(*modules: str) -> set[str]:
     done = subprocess.run(
         [*command, *modules], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
-    return set(re.findall(r"^tests/(?:faults/)?test_(\w+\.py::\S.*)$", done.stdout, re.MULTILINE))
+    return set(re.findall(r"^tests/(?:faults|service)/test_(\w+\.py::\S.*)$", done.stdout, re.M))
 
 
 @pytest.mark.parametrize("page", HEADERS)

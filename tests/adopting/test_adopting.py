@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import Service
 from support import ROOT, commit, files, git, load_toml, mostly_long, ruff, tool
-from terminal import ENTER, Terminal
+from support.service import Service
+from support.terminal import ENTER, Terminal
 
 HERE = Path(__file__).parent
 PAGE = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")

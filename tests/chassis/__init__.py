@@ -1,1 +1,1 @@
-"""Unit tests of app/chassis, which run inside a project: tests/test_chassis.py puts them there."""
+"""Unit tests of app/chassis, which tests/render/test_chassis.py runs inside projects."""

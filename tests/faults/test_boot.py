@@ -18,7 +18,7 @@ from typing import TypeVar
 import httpx2 as httpx
 import pytest
 
-from service import DEADLINE, FORMS, Service, Writers, free_port, router_added
+from support.service import DEADLINE, FORMS, Service, Writers, free_port, router_added
 
 pytestmark = pytest.mark.long
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service import Service, router_added
+from support.service import Service, router_added
 
 pytestmark = pytest.mark.long
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from devices import Device
-from service import DEADLINE, Service, Writers
+from support.devices import Device
+from support.service import DEADLINE, Service, Writers
 
 pytestmark = pytest.mark.long
 

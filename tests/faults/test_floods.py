@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service import DEADLINE, Service
+from support.service import DEADLINE, Service
 
 Record = Callable[[str, object], None]
 

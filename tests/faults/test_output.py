@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service import DEADLINE, Service, router_added
+from support.service import DEADLINE, Service, router_added
 
 pytestmark = pytest.mark.long
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from devices import Device, run
-from service import DEADLINE, Service, router_added
+from support.devices import Device, run
+from support.service import DEADLINE, Service, router_added
 
 pytestmark = pytest.mark.long
 

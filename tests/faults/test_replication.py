@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from buckets import SECRET, Bucket, serving
-from service import FORMS, Service
-from writer import Writer, numbers
+from support.buckets import SECRET, Bucket, serving
+from support.service import FORMS, Service
+from support.writer import Writer, numbers
 
 pytestmark = pytest.mark.long
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import Service, router_added
+from support.service import Service, router_added
 
 pytestmark = pytest.mark.long
 

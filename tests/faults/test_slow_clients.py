@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service import FORMS, Service
+from support.service import FORMS, Service
 
 pytestmark = pytest.mark.long
 

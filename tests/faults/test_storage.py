@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from devices import Device, run
-from service import DEADLINE, Service
+from support.devices import Device, run
+from support.service import DEADLINE, Service
 
 pytestmark = pytest.mark.long
 

@@ -14,8 +14,8 @@ import httpx2 as httpx
 import pexpect
 import pytest
 
-from service import DEADLINE, FORMS, Service, Writers, free_port, router_added
 from support import load_json
+from support.service import DEADLINE, FORMS, Service, Writers, free_port, router_added
 
 pytestmark = pytest.mark.long
 

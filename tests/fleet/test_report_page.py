@@ -10,7 +10,7 @@ import pytest
 from overviews import HOSTILE, NUMBERS, overview, service
 from selenium.webdriver.common.keys import Keys
 
-from browser import Browser, browsing, until
+from support.browser import Browser, browsing, until
 from trackbed.model import Drift, Findings, Forecast, Inventory, Loss, Policy, Verdict, Violation
 from trackbed.report import Overview, render, write
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ownership import ANCHORS, below_anchor
 from support import Answers, tool
+from support.ownership import ANCHORS, below_anchor
 
 CI = ".github/workflows/ci.yml"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from ownership import ANSWERS_FILE, is_theirs
 from support import ROOT, SETTINGS, files, git, load_toml, recorded
+from support.ownership import ANSWERS_FILE, is_theirs
 
 RunCopier = Callable[..., CompletedProcess[str]]
 Contents = dict[str, bytes]

@@ -28,9 +28,8 @@ from history import (
     trust,
     update,
 )
-from ownership import SHARED, is_theirs
-from support import ROOT, Answers, git, lint, mostly_long, tool
-from test_render import rendered_name
+from support import ROOT, Answers, git, lint, mostly_long, rendered_name, tool
+from support.ownership import SHARED, is_theirs
 
 PRODUCTION: Answers = {"backup": "litestream", "builder": "dockerfile", "ci": "github"}
 SETS: list[Answers] = [

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from copier._template import filter_config, load_template_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 Answers = dict[str, str | int | list[str]]
 
@@ -228,6 +229,12 @@ def identify_value(value: object) -> str:
     if isinstance(value, list):
         return "+".join(value) or "no"
     return str(value).strip("/").replace("/", "_")
+
+
+def rendered_name(name: str) -> str:
+    name = name.replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml")
+    # releases before 0.5.0 have conditions in their paths
+    return re.sub(r"\{%.*?%\}", "", name).removeprefix("./").removesuffix(".jinja")
 
 
 def git(directory: Path, *arguments: str) -> str:

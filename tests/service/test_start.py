@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import DEADLINE, FORMS, Service, router_added
 from support import mostly_long
+from support.service import DEADLINE, FORMS, Service, router_added
 
 SLOW_ROUTE = """
 import time

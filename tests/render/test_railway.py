@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 import railway_sdk
 
-import railway
-from railway import CONSTANTS, declared, evaluate, fill_in
-from support import COMBINATIONS, ROOT, Answers, constants, files, identify, load_json
+from support import COMBINATIONS, ROOT, Answers, constants, files, identify, load_json, railway
+from support.railway import CONSTANTS, declared, evaluate, fill_in
 
 Render = Callable[..., Path]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ownership import TEMPLATE, covers
 from support import ROOT, Answers, files, git, identify
+from support.ownership import TEMPLATE, covers
 from test_project import COVERING, EVERYTHING, run
 
 HOME = ROOT / "tests" / "chassis"

@@ -18,7 +18,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from service import DEADLINE
+from support.service import DEADLINE
 
 PROGRAMS: Final = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 """What is needed, and Debian's package that has it."""

@@ -35,6 +35,7 @@ from support import (
     pairs,
     parse_everything,
     recorded,
+    rendered_name,
 )
 
 Render = Callable[..., Path]
@@ -100,12 +101,6 @@ def uv_version(snapshot: Path) -> str:
 
 def contents(path: Path) -> dict[str, tuple[bytes, int]]:
     return {name: (file.read_bytes(), file.stat().st_mode) for name, file in files(path).items()}
-
-
-def rendered_name(name: str) -> str:
-    name = name.replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml")
-    # releases before 0.5.0 have conditions in their paths
-    return re.sub(r"\{%.*?%\}", "", name).removeprefix("./").removesuffix(".jinja")
 
 
 def holds(condition: Sequence[str], answers: Answers) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service import DEADLINE, free_port
 from support import tool
+from support.service import DEADLINE, free_port
 
 KEY, SECRET = "key", "hunter2-is-the-secret"
 BUCKET = "copies"

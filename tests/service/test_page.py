@@ -10,8 +10,8 @@ import httpx2 as httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from browser import Browser, Line, browsing, until
-from service import Service, free_port, router_added
+from support.browser import Browser, Line, browsing, until
+from support.service import Service, free_port, router_added
 
 pytestmark = pytest.mark.long
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from crowd import Crowd, cpu_seconds, crowd, files_allowed, memory, open_files
-from service import Service
-from streams import (
+from support.crowd import Crowd, cpu_seconds, crowd, files_allowed, memory, open_files
+from support.service import Service
+from support.streams import (
     ANSWERS,
     Claude,
     Nginx,

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import DEADLINE, Service, free_port, router_added
 from support import tool
+from support.service import DEADLINE, Service, free_port, router_added
 
 ANSWERS = {"features": "[oauth]", "oauth_providers": "[google, microsoft]"}
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import DEADLINE
+from support.service import DEADLINE
 
 
 def run(*command: str | Path, codes: tuple[int, ...] = (0,)) -> str:

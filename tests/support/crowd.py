@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import DEADLINE, Service
+from support.service import DEADLINE, Service
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service import DEADLINE, Service, router_added
 from support import tool
+from support.service import DEADLINE, Service, router_added
 
 pytestmark = pytest.mark.long
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 
 import httpx2 as httpx
 
-from service import DEADLINE, Service, free_port
 from support import ROOT, Answers
+from support.service import DEADLINE, Service, free_port
 
 ANSWERS: Answers = {"features": ["conversations"], "ai_provider": "anthropic"}
 

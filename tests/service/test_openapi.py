@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import Service, free_port
 from support import tool
+from support.service import Service, free_port
 from test_sign_in import wait_for
 
 SCHEMATHESIS = "schemathesis>=4.32,<5"

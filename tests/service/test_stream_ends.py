@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from service import Service
-from streams import (
+from support.service import Service
+from support.streams import (
     ANSWERS,
     Claude,
     Nginx,

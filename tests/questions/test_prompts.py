@@ -9,7 +9,7 @@ import copier
 import pytest
 
 from support import ASKED, ONLY_WITH, SEVERAL, TYPED, applies, commit, labels, mostly_long, recorded
-from terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, SPACE, Terminal
+from support.terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, SPACE, Terminal
 
 
 def copying(template: Path, folder: Path) -> Terminal:

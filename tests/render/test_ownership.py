@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from copier._main import Worker
 
-from ownership import (
+from support import QUESTIONS, ROOT, SETTINGS, Answers, files, rendered_name, tool
+from support.ownership import (
     ANCHORS,
     ANSWERS_FILE,
     SHARED,
@@ -21,8 +22,6 @@ from ownership import (
     covers,
     owners,
 )
-from support import QUESTIONS, ROOT, SETTINGS, Answers, files, tool
-from test_render import rendered_name
 
 Render = Callable[..., Path]
 

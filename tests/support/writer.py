@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from service import Service
+from support.service import Service
 
 
 class Writer:

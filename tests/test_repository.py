@@ -98,6 +98,31 @@ def test_the_code_is_formatted_and_clean() -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_one_module_imports_what_copier_keeps_private() -> None:
+    """A new version of Copier then has one place to break."""
+    listed = git(ROOT, "ls-files", "*.py", ":!template", ":!tests/chassis").splitlines()
+    found = {
+        name
+        for name in listed
+        if (ROOT / name).is_file() and any(is_private(module) for module in imported(ROOT / name))
+    }
+    assert found == {"trackbed/internals.py"}
+
+
+def imported(module: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_private(name: str) -> bool:
+    package, *parts = name.split(".")
+    return package == "copier" and any(part.startswith("_") for part in parts)
+
+
 def test_one_module_of_the_chassis_imports_the_services_own_names() -> None:
     """Besides it, only tables of features do, which share the service's `Base`."""
     found = {

@@ -16,6 +16,7 @@ from trackbed import render
 from trackbed.errors import ServiceError
 from trackbed.files import read_within, require_inside
 from trackbed.git import BYTES, borrow, checkout_settings, git, links_of, own_path
+from trackbed.internals import PREFIX
 from trackbed.model import Attempt, Loss, Service
 from trackbed.services import ANSWERS
 from trackbed.templates import Step
@@ -154,7 +155,7 @@ def losses(job: Job, project: Path, scratch: Path, changed: list[str]) -> list[L
     """Return the words that the service had added to the recorded version and that are gone."""
     if not any(vanished(project, name, job) for name in changed):
         return []
-    original = scratch / render.PREFIX / file_name(job.directory.name)
+    original = scratch / PREFIX / file_name(job.directory.name)
     with render.prepared(job.step.old, job.step.old, "", scratch, own=job.step.own):
         render.copy(job.answers, original, trust=job.trust, answers_file=job.answers_file)
     return lost_words(job, project, original, changed)

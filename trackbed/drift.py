@@ -12,6 +12,7 @@ from trackbed.attempt import Job, clone, clone_path, file_name, read_bytes, work
 from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError
 from trackbed.files import directory_within, read_in
+from trackbed.internals import PREFIX
 from trackbed.model import Drift
 from trackbed.services import committed, where
 from trackbed.templates import Ownership
@@ -36,7 +37,7 @@ def examine(drift: DriftJob) -> Drift:
             if committed(job.service, job.directory):
                 top = clone_path(job, Path(scratch))
                 inside = clone(job, top).relative_to(top)
-            rendered = Path(scratch) / render.PREFIX / file_name(job.directory.name)
+            rendered = Path(scratch) / PREFIX / file_name(job.directory.name)
             old = job.step.old
             with render.prepared(old, old, "", Path(scratch), own=job.step.own):
                 render.copy(job.answers, rendered, trust=job.trust, answers_file=job.answers_file)

@@ -12,6 +12,7 @@ from trackbed import bounded, dependencies, personal, render
 from trackbed.attempt import Job, file_name, has_markers, lost_words, statuses
 from trackbed.errors import FleetError, ServiceError, one_line
 from trackbed.git import borrow, git, tip
+from trackbed.internals import PREFIX
 from trackbed.model import Loss, Service
 from trackbed.project import Origin, Project, names
 from trackbed.templates import Step
@@ -79,7 +80,7 @@ class Trial:
         # The clone has the same name, because a template may name things after the directory
         self.repository = scratch / "clone" / file_name(project.top.name)
         self.directory = self.repository / self.job.inside
-        self.original = scratch / render.PREFIX / file_name(project.directory.name)
+        self.original = scratch / PREFIX / file_name(project.directory.name)
         self.merged = Merged(version=origin.version, target=step.name)
 
     def run(self, *, lock: bool) -> Merged:

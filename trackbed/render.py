@@ -17,18 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import copier
-import copier._main as copier_main
-import copier._template as copier_template
 import jinja2
 from copier.errors import CopierError, UnsafeTemplateError
 from jinja2_ansible_filters import core_filters
 
 from trackbed.bounded import MEGABYTE
 from trackbed.errors import ServiceError, one_line
-
-# Copier gives such a name to the renders that an update makes for itself. In them our template
-# takes the recorded answers for granted.
-PREFIX = "copier._main.trackbed"
+from trackbed.internals import Worker
+from trackbed.internals import template as copier_template
 
 
 class TrustNeeded(Exception):
@@ -55,8 +51,8 @@ SYNTAX = (
 RENDERED = 200_000
 BYTES = 1024 * MEGABYTE
 """Maximum number of files and directories in one service, and of their bytes."""
-render_afresh: Any = copier_main.Worker._render_file
-make_folder_afresh: Any = copier_main.Worker._render_folder
+render_afresh: Any = Worker._render_file
+make_folder_afresh: Any = Worker._render_folder
 
 
 class Nothing:
@@ -143,12 +139,12 @@ def prepared(
         with (
             patched(copier_template, "clone", clone),
             nullcontext() if own else patched(core_filters, "glob", Nothing),
-            patched(copier_main.Worker, "_render_file", render_file),
-            patched(copier_main.Worker, "_render_folder", render_folder),
+            patched(Worker, "_render_file", render_file),
+            patched(Worker, "_render_folder", render_folder),
             patched(copier_template, "get_repo", is_git),
             patched(tempfile, "tempdir", str(scratch)),
             patched(jinja2.Environment, "compile", compile_once),
-            patched(copier_main.Worker, "_sync_git_index_executable_bit", leave_mode)
+            patched(Worker, "_sync_git_index_executable_bit", leave_mode)
             if os.name == "posix"
             else nullcontext(),
             chdir(scratch),

@@ -175,11 +175,12 @@ def find_drift(
     from trackbed import render
     from trackbed.attempt import file_name
     from trackbed.drift import compare
+    from trackbed.internals import PREFIX
     from trackbed.model import Drift
 
     step = origin.step(":current:")
     newest = origin.step(None)
-    rendered = scratch / render.PREFIX / file_name(project.directory.name)
+    rendered = scratch / PREFIX / file_name(project.directory.name)
     try:
         with render.prepared(step.old, step.old, "", scratch):
             render.copy(project.answers, rendered, trust=False, answers_file=project.answers_file)

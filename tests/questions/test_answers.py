@@ -10,7 +10,6 @@ from typing import Any
 import copier
 import pytest
 import yaml
-from copier._main import Worker
 from copier.errors import UserMessageError
 
 from support import (
@@ -25,6 +24,7 @@ from support import (
     mostly_long,
     recorded,
 )
+from trackbed.internals import Worker
 
 RunCopier = Callable[..., CompletedProcess[str]]
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import copier
 import pytest
-from copier import _template
-from copier._main import Worker
-from copier._user_data import Question
 from jinja2 import nodes
 from packaging.version import Version
 
@@ -27,6 +24,7 @@ from support import (
     TYPED,
     labels,
 )
+from trackbed.internals import Question, Worker, template
 
 DEFAULTS = {
     "project_name": ("str", "Billing"),
@@ -56,7 +54,7 @@ def validators(snapshot: Path) -> Iterable[Any]:
 
 
 def known_settings() -> set[str]:
-    source = inspect.getsource(_template)
+    source = inspect.getsource(template)
     read = re.findall(r'config_data(?:\.get\(|\[)\s*"(\w+)"', source)
     raw = re.findall(r'_raw_config\.get\(\s*"_(\w+)"', source)
     return {*read, *raw}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from copier._main import Worker
 
 from support import COMBINATIONS, Answers, git, identify, mostly_long, recorded
+from trackbed.internals import Worker
 
 RunCopier = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,7 +9,6 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from copier._main import Worker
 
 from support import QUESTIONS, ROOT, SETTINGS, Answers, files, rendered_name, tool
 from support.ownership import (
@@ -22,6 +21,7 @@ from support.ownership import (
     covers,
     owners,
 )
+from trackbed.internals import Worker
 
 Render = Callable[..., Path]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import copier
 import pytest
-from copier._main import Worker
 
 from support import (
     ASKED,
@@ -37,6 +36,7 @@ from support import (
     recorded,
     rendered_name,
 )
+from trackbed.internals import Worker
 
 Render = Callable[..., Path]
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from copier._template import filter_config, load_template_config
+
+from trackbed.internals import filter_config, load_template_config
 
 ROOT = Path(__file__).parents[2]
 

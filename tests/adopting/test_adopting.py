@@ -20,6 +20,8 @@ from terminal import ENTER, Terminal
 HERE = Path(__file__).parent
 PAGE = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")
 SHARED = {".gitignore", "Procfile", "railway.json"}
+KEPT = "README.md"
+"""The example's file that is the user's in the template as well, which is never replaced."""
 
 UVX = """\
 #!/bin/sh
@@ -135,7 +137,7 @@ def test_the_pages_copy_replaces_nothing(reader: Reader) -> None:
     output = reader.do("Copy the template beside your files")
 
     after = contents(reader.project)
-    assert set(both(output)) == SHARED
+    assert set(both(output)) == {*SHARED, KEPT}
     assert {name: after[name] for name in before} == before
     assert {"app/main.py", "Dockerfile", "app/chassis/health.py"} <= after.keys()
 
@@ -147,7 +149,8 @@ def test_on_a_terminal_copier_asks_for_each_file(
     """Without --skip. Enter means yes, and git brings back what it has replaced."""
     pretended = run_copier("copy", "--pretend", "--defaults", "--skip", "*", template, shop)
     names = both(pretended.stderr)
-    assert set(names) == SHARED
+    assert set(names) == {*SHARED, KEPT}
+    names.remove(KEPT)
     before = contents(shop)
 
     command = [sys.executable, "-m", "copier", "copy", "--defaults", str(template), "."]
@@ -190,7 +193,7 @@ def test_what_is_theirs_in_both_is_kept_unasked(
 
     assert {(shop / name).read_text(encoding="utf-8") for name in kept} == {"# mine\n"}
     renamed = [name for name in kept if name.startswith("app/") or name == "tests/conftest.py"]
-    assert kept == ["README.md", *renamed]
+    assert kept == [KEPT, *renamed]
 
 
 def test_the_edits_fit_and_are_clean(reader: Reader) -> None:

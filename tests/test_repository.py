@@ -81,7 +81,8 @@ def test_requirements_hold_every_tool_and_no_address() -> None:
 
 
 RECORD = re.compile(
-    r"# (?P<number>\d+)\. .+\n\n(?P<date>\d{4}-\d\d-\d\d)\. (Accepted|Superseded by \[\d{4}\]\(.+\))\.\n\n"
+    r"# (?P<number>\d+)\. .+\n\n"
+    r"(?P<date>\d{4}-\d\d-\d\d)\. (Accepted|Superseded by \[\d{4}\]\(.+\))\.\n\n"
 )
 
 

@@ -149,7 +149,7 @@ QUOTED = {
     "mixed_rate": ("mixed", "requests a second"),
     "mixed_tail": ("mixed", "99 % answered within"),
 }
-"""What the README of a rendered project quotes: its name there, the benchmark and the row."""
+"""What the runbook of a rendered project quotes: its name there, the benchmark and the row."""
 
 
 def rough(value: float) -> str:

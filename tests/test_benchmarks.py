@@ -172,8 +172,8 @@ def test_projects_quote_rough_medians() -> None:
         result.add("99 % answered within", "ms", [345])
     lines = report.measured(results).splitlines()[1:]
     assert [line.split("'")[1] for line in lines] == ["1,200", "1,200", "340"]
-    readme = (ROOT / "template" / "README.md.jinja").read_text(encoding="utf-8")
-    assert all(f"{{{{ {name} }}}}" in readme for name in report.QUOTED)
+    runbook = (ROOT / "template" / "RUNBOOK.md.jinja").read_text(encoding="utf-8")
+    assert all(f"{{{{ {name} }}}}" in runbook for name in report.QUOTED)
 
 
 def with_four_workers(*errors: str) -> Result:

@@ -80,6 +80,25 @@ def test_requirements_hold_every_tool_and_no_address() -> None:
     assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\w)", requirements)[1:])
 
 
+RECORD = re.compile(
+    r"# (?P<number>\d+)\. .+\n\n"
+    r"(?P<date>\d{4}-\d\d-\d\d)\. (Accepted|Superseded by \[\d{4}\]\(.+\))\.\n\n"
+)
+
+
+def test_decisions_have_a_number_a_date_and_a_status() -> None:
+    """Their numbers follow one another, in the order of their dates."""
+    pages = sorted((ROOT / "docs" / "decisions").iterdir())
+    dates = []
+    for number, page in enumerate(pages, start=1):
+        assert page.name.startswith(f"{number:04}-"), page.name
+        found = RECORD.match(page.read_text(encoding="utf-8"))
+        assert found, page.name
+        assert int(found["number"]) == number, page.name
+        dates.append(found["date"])
+    assert dates == sorted(dates)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

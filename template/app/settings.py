@@ -1,4 +1,4 @@
-"""Settings of the service. Add a field here and a line to .env.example and README.md."""
+"""Settings of the service. Add a field here and a line to .env.example."""
 
 from app.chassis import ChassisSettings
 

@@ -19,7 +19,9 @@ from support.terminal import ENTER, Terminal
 
 HERE = Path(__file__).parent
 PAGE = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")
-SHARED = {".gitignore", "Procfile", "README.md", "railway.json"}
+SHARED = {".gitignore", "Procfile", "railway.json"}
+KEPT = "README.md"
+"""The example's file that is the user's in the template as well, which is never replaced."""
 
 UVX = """\
 #!/bin/sh
@@ -135,7 +137,7 @@ def test_the_pages_copy_replaces_nothing(reader: Reader) -> None:
     output = reader.do("Copy the template beside your files")
 
     after = contents(reader.project)
-    assert set(both(output)) == SHARED
+    assert set(both(output)) == {*SHARED, KEPT}
     assert {name: after[name] for name in before} == before
     assert {"app/main.py", "Dockerfile", "app/chassis/health.py"} <= after.keys()
 
@@ -147,7 +149,8 @@ def test_on_a_terminal_copier_asks_for_each_file(
     """Without --skip. Enter means yes, and git brings back what it has replaced."""
     pretended = run_copier("copy", "--pretend", "--defaults", "--skip", "*", template, shop)
     names = both(pretended.stderr)
-    assert set(names) == SHARED
+    assert set(names) == {*SHARED, KEPT}
+    names.remove(KEPT)
     before = contents(shop)
 
     command = [sys.executable, "-m", "copier", "copy", "--defaults", str(template), "."]
@@ -189,7 +192,8 @@ def test_what_is_theirs_in_both_is_kept_unasked(
     assert run_copier("copy", "--defaults", "--overwrite", template, shop).returncode == 0
 
     assert {(shop / name).read_text(encoding="utf-8") for name in kept} == {"# mine\n"}
-    assert all(name.startswith("app/") or name == "tests/conftest.py" for name in kept)
+    renamed = [name for name in kept if name.startswith("app/") or name == "tests/conftest.py"]
+    assert kept == [KEPT, *renamed]
 
 
 def test_the_edits_fit_and_are_clean(reader: Reader) -> None:
@@ -210,7 +214,8 @@ def test_the_edits_fit_and_are_clean(reader: Reader) -> None:
     ruff("format", "--check", project / "app", project / "tests")
     ignored = (project / ".gitignore").read_text(encoding="utf-8")
     assert ignored.endswith("# your own, below\n__pycache__/\nvenv/\n*.db\nexports/\n")
-    assert (project / "SERVICE.md").read_text(encoding="utf-8").endswith("Ask Ann.\n")
+    assert (project / "README.md").read_text(encoding="utf-8").endswith("Ask Ann.\n")
+    assert (project / "RUNBOOK.md").exists()
     assert "uvicorn.workers" not in (project / "railway.json").read_text(encoding="utf-8")
     assert "A shop" in git(project, "log", "--follow", "--format=%s", "--", "app/api/shop.py")
 
@@ -335,7 +340,7 @@ def test_the_example_is_adopted(
     with chassis.open("a", encoding="utf-8") as file:
         file.write("# of the second release\n")
     commit(releases, "Second release", tag="0.2.0")
-    (project / "SERVICE.md").write_text("Not committed.\n", encoding="utf-8")
+    (project / "README.md").write_text("Not committed.\n", encoding="utf-8")
     (update,) = [block for _, block in steps("From now on")]
     assert "Destination repository is dirty" in reader.run(update, code=1)
     git(project, "restore", ".")

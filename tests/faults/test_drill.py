@@ -1,4 +1,4 @@
-"""The restore that every rendered README asks its reader to practise, as it stands there."""
+"""The restore that every rendered RUNBOOK.md asks its reader to practise, as it stands there."""
 
 import os
 import re
@@ -17,13 +17,13 @@ SET = "DATABASE_URL|PORT|(LITESTREAM|MICROSOFT)_[A-Z_]+"
 """Variables that the drill sets, and takes away again."""
 
 LIMIT = 300.0
-"""Seconds; the README says five minutes."""
+"""Seconds; the runbook says five minutes."""
 
 
 def drill(project: Path) -> str:
     """The commands under "Practise it"."""
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    (commands,) = re.findall(r"### Practise it\n.*?```sh\n(.*?)```", readme, re.DOTALL)
+    runbook = (project / "RUNBOOK.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"### Practise it\n.*?```sh\n(.*?)```", runbook, re.DOTALL)
     return commands
 
 
@@ -36,7 +36,7 @@ def drill(project: Path) -> str:
     ],
     ids=["railway", "litestream", "oauth"],
 )
-def test_the_readmes_drill_brings_the_note_back(
+def test_the_runbooks_drill_brings_the_note_back(
     installed: Callable[..., Path],
     record_property: Callable[[str, object], None],
     answers: dict[str, str],

@@ -12,6 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from support.service import Service, router_added
+from support import ROOT
 
 pytestmark = pytest.mark.long
 
@@ -191,9 +192,9 @@ RIGHT_WAY = "`with database.read() as session` inside the generator"
 KINDS = ["ours", "fastapis"]
 
 
-def example(project: Path) -> str:
-    """The runbook's export, as it stands there."""
-    page = (project / "README.md").read_text(encoding="utf-8")
+def example() -> str:
+    """The export of docs/building.md, as it stands there."""
+    page = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
     (found,) = (block for block in page.split("```python\n")[1:] if "/export.csv" in block)
     return found.partition("```")[0]
 
@@ -205,7 +206,7 @@ def service(
     project = installed()
     data = tmp_path_factory.mktemp("sessions") / "data"
     module = project / "app" / "api" / "export.py"
-    module.write_text(example(project), encoding="utf-8")
+    module.write_text(example(), encoding="utf-8")
     with (
         router_added(project, "keeping", ROUTES),
         Service(project, data, PYTHONFAULTHANDLER="1").wait_until_healthy() as service,
@@ -316,7 +317,7 @@ def test_threads_that_read_while_it_ends(service: Service, kind: str) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_the_runbooks_export(service: Service) -> None:
+def test_the_export_of_the_docs(service: Service) -> None:
     notes = len(service.notes())
     for _ in range(3):
         lines = service.client.get("/export.csv").text.splitlines()

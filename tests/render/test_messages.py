@@ -91,8 +91,8 @@ def test_with_sign_in_the_address_comes_before_the_service(
     for command in commands(message):
         assert shlex.split(command, comments=True)
     assert re.findall(r"--(?:service|name) (\S+)", message) == ["billing-api"] * 4
-    assert message.index("railway domain") < message.index("README.md, Sign-in")
-    assert message.index("README.md, Sign-in") < message.index("railway up")
+    assert message.index("railway domain") < message.index("RUNBOOK.md, Sign-in")
+    assert message.index("RUNBOOK.md, Sign-in") < message.index("railway up")
 
 
 def test_a_relative_source_is_recorded_as_where_it_leads(

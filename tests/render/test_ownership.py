@@ -161,10 +161,13 @@ def listed(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("answers", [None, *RENDERS], ids=lambda answers: repr(answers)[:30])
-def test_the_readmes_say_whose_is_what(answers: Answers | None, render: Render) -> None:
-    """The repository's own README (None) and those of projects."""
+def test_the_readme_and_the_runbooks_say_whose_is_what(
+    answers: Answers | None, render: Render
+) -> None:
+    """The repository's own README (None), and the runbooks of projects."""
     project = ROOT if answers is None else render(**answers)
-    said = section(text(project / "README.md"), "Updating" if answers is None else "Update")
+    page, title = ("README.md", "Updating") if answers is None else ("RUNBOOK.md", "Update")
+    said = section(text(project / page), title)
     [template] = [line for line in said.splitlines() if line.startswith("| the template's |")]
     [shared] = [line for line in said.splitlines() if line.startswith("| shared |")]
     [yours] = [line for line in said.splitlines() if line.startswith("| yours |")]

@@ -340,7 +340,7 @@ def test_the_command_needs_nothing_installed_but_uv(render: Render) -> None:
     assert {name for name, _ in found} == {
         "next_steps.jinja",
         "project/.railway/railway.py",
-        "project/README.md",
+        "project/RUNBOOK.md",
     }
     for name, line in found:
         assert line.strip().startswith("uv run --no-project --with railway-sdk railway "), name
@@ -365,9 +365,9 @@ def test_source_is_what_people_fill_in(render: Render, tmp_path: Path) -> None:
     assert service["source"] == {"type": "github", "repo": "owner/name", "branch": "main"}
 
 
-def test_what_the_readme_says_of_larger_repositories(render: Render, tmp_path: Path) -> None:
+def test_what_the_runbook_says_of_larger_repositories(render: Render, tmp_path: Path) -> None:
     project = copy(render(), tmp_path)
-    page = (project / "README.md").read_text(encoding="utf-8")
+    page = (project / "RUNBOOK.md").read_text(encoding="utf-8")
     [source] = re.findall(r"`(github\(REPOSITORY, .*?\))`", page)
     [built] = re.findall(r'`"dockerfilePath": "(.*?)"`', page)
     [variable] = re.findall(r'`("SERVICE_DIRECTORY": .*?,)`', page)

@@ -1,4 +1,4 @@
-"""The load that every rendered README shows, as it stands there, one request of each."""
+"""The load that docs/load.md shows, as it stands there, one request of each."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support import tool
 from support.service import free_port
+from support import ROOT, tool
 
 OHA = """#!/usr/bin/env python3
 import argparse, json, sys, urllib.request
@@ -36,15 +36,23 @@ request = urllib.request.Request(asked.url, body, headers, method=asked.m)
 with urllib.request.urlopen(request, timeout=60) as answer:
     print(json.dumps(["oha", asked.m, answer.status, answer.read().decode()]))
 """
-"""Its options that the README uses, with one request for all of them: oha is not on PyPI."""
+"""Its options that the page uses, with one request for all of them: oha is not on PyPI."""
 
 
-def commands(project: Path) -> str:
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    (section,) = re.findall(r"^## Load it\n(.*?)^## ", readme, re.DOTALL | re.MULTILINE)
-    own, railway = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert "https://THE-DOMAIN" in railway
-    return own
+def commands(answers: dict[str, str]) -> str:
+    """The blocks that the page has for these answers, in its order."""
+    page = (ROOT / "docs" / "load.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    assert "https://THE-DOMAIN" in sections["On Railway"]
+    blocks = re.findall(r"```sh\n(.*?)```", sections["On your own machine"], re.DOTALL)
+    production, development, provider, start, sign_in, load, end = blocks
+    if answers:
+        kept, replaced = production.splitlines(keepends=True)
+        assert replaced.startswith("export ENVIRONMENT=production ")
+        production = kept + development
+    if "features" not in answers:
+        provider = sign_in = ""
+    return production + provider + start + sign_in + load + end
 
 
 @pytest.mark.long
@@ -60,7 +68,7 @@ def commands(project: Path) -> str:
     ],
     ids=["default", "features", "litestream"],
 )
-def test_the_readmes_load_is_answered(
+def test_the_pages_load_is_answered(
     answers: dict[str, str], installed: Callable[..., Path], tmp_path: Path
 ) -> None:
     project = installed(**answers)
@@ -74,14 +82,18 @@ def test_the_readmes_load_is_answered(
         if name not in {"VIRTUAL_ENV", "DATABASE_URL", "PORT"}
     }
     environment["PATH"] = f"{programs}:{Path(tool('uv')).parent}:{os.environ['PATH']}"
-    script = commands(project).replace("/tmp/load", str(tmp_path / "load"))
+    script = commands(answers).replace("/tmp/load", str(tmp_path / "load"))
     script = script.replace("8765", str(free_port())).replace(
         "localhost:9400", f"localhost:{(provider := free_port())}"
     )
     script = script.replace("oidc-provider-mock", f"oidc-provider-mock --port {provider}")
 
     done = subprocess.run(
-        ["bash", "-c", f"set -e\n{script}\nenv | grep -E '^(DATABASE_URL|PORT)=' || true"],
+        [
+            "bash",
+            "-c",
+            f"set -e\n{script}\nenv | grep -E '^(DATABASE_URL|PORT|GOOGLE_.*)=' || true",
+        ],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
@@ -101,4 +113,4 @@ def test_the_readmes_load_is_answered(
     ]
     assert [note["text"] for note in json.loads(answered[2][3])] == ["load"]
     assert not (tmp_path / "load").exists()
-    assert "DATABASE_URL=" not in done.stdout
+    assert not re.search("^(DATABASE_URL|PORT|GOOGLE_.*)=", done.stdout, re.MULTILINE)

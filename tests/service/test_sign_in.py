@@ -1,4 +1,4 @@
-"""What a rendered README says of the sign-in, done as it stands there."""
+"""What a rendered RUNBOOK.md says of the sign-in, done as it stands there."""
 
 import os
 import re
@@ -17,13 +17,13 @@ ANSWERS = {"features": "[oauth]", "oauth_providers": "[google, microsoft]"}
 
 
 @pytest.mark.long
-def test_the_readmes_reader_can_sign_in(installed: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_runbooks_reader_can_sign_in(installed: Callable[..., Path], tmp_path: Path) -> None:
     project = installed(**ANSWERS)
-    readme = (project / "README.md").read_text(encoding="utf-8")
+    runbook = (project / "RUNBOOK.md").read_text(encoding="utf-8")
     pattern = (
         r"\*\*Try it\*\*.*?```sh\n(.*?)\n```.*?<http://localhost:8000(.*?)>.*?```sh\n(.*?)\n```"
     )
-    ((command, page, commands),) = re.findall(pattern, readme, re.DOTALL)
+    ((command, page, commands),) = re.findall(pattern, runbook, re.DOTALL)
     issuer = f"http://localhost:{free_port()}"
     assert "http://localhost:9400" in commands
     exported = re.findall(r"(\w+)=(\S+)", commands.replace("http://localhost:9400", issuer))
@@ -99,10 +99,10 @@ def test_a_table_of_ones_own_refers_to_users(
     installed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = installed(**ANSWERS)
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    (owner,) = re.findall(r"refers to its owner with `(.*?)`", readme)
+    runbook = (project / "RUNBOOK.md").read_text(encoding="utf-8")
+    (owner,) = re.findall(r"refers to its owner with `(.*?)`", runbook)
     (imported,) = re.findall(
-        r"^from app\.chassis\.oauth.* import CurrentUser$", readme, re.MULTILINE
+        r"^from app\.chassis\.oauth.* import CurrentUser$", runbook, re.MULTILINE
     )
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
     models = project / "app" / "models.py"

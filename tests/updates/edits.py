@@ -165,8 +165,8 @@ def models_split(project: Path) -> None:
 
 @edit()
 def line_endings_changed(project: Path) -> None:
-    """An editor on Windows has saved two files of the service."""
-    for name in ("app/settings.py", "tests/conftest.py"):
+    """An editor on Windows has saved three files of the service."""
+    for name in ("README.md", "app/settings.py", "tests/conftest.py"):
         to_windows(project / name)
 
 
@@ -197,36 +197,28 @@ def tool_configured(project: Path) -> None:
     append(project / "pyproject.toml", '\n[tool.coverage.run]\nbranch = true\nsource = ["app"]\n')
 
 
-@edit(anchors=(".env.example", "README.md"))
+@edit(anchors=(".env.example",))
 def setting_added(project: Path) -> None:
-    """A field, a line and a row, as the README says."""
+    """A field and a line, and a row where the README has a table of variables."""
     append(project / "app/settings.py", '\n    greeting: str = "Hello"\n')
     below_anchor(project, ".env.example", "\n# How people are greeted\nGREETING=Hello\n")
     row = "| `GREETING` | how people are greeted | `Hello` |\n"
-    if has_anchor(project, "README.md"):
-        below_anchor(project, "README.md", row)
-    else:
-        # releases before the table of one's own variables
-        own = "\nYour own: a field in `app/settings.py`"
-        replace(project / "README.md", own, row + own)
-
-
-@edit(allowed=False)
-def readme_rewritten(project: Path) -> None:
-    """Prose of one's own in several of the README's sections."""
     readme = project / "README.md"
-    replace(
-        readme,
-        "with its data in SQLite on a persistent volume. This page",
-        "looked after by Ann and Bob. This page",
-    )
-    replace(readme, "Needs [uv](https://docs.astral.sh/uv/)", "Needs our laptop image with [uv]()")
-    replace(
-        readme, "This project was made from a template", "Ask Ann before you update: it is made"
-    )
-    replace(
-        readme, "Dependencies: `uv lock --upgrade`", "Dependencies, monthly: `uv lock --upgrade`"
-    )
+    own = "\nYour own: a field in `app/settings.py`"  # below the table that it has up to 0.4.1
+    if own in readme.read_text(encoding="utf-8"):
+        replace(readme, own, row + own)
+
+
+@edit()
+def readme_rewritten(project: Path) -> None:
+    """Prose of one's own in several of the README's places: it is the user's."""
+    readme = project / "README.md"
+    replace(readme, "SQLite on a persistent volume. This page", "SQLite. Ask Ann first. This page")
+    replace(readme, "[uv](https://docs.astral.sh/uv/)", "our laptop image with [uv]()")
+    update = "This project was made from a template"
+    if update not in readme.read_text(encoding="utf-8"):
+        update = "[Update it](RUNBOOK.md#update)"
+    replace(readme, update, f"Ask Ann before you update. {update}")
 
 
 @edit()
@@ -313,8 +305,7 @@ def process_added(project: Path) -> None:
 
 @edit(allowed=False)
 def shared_line_endings_changed(project: Path) -> None:
-    """An editor on Windows has saved shared files."""
-    to_windows(project / "README.md")
+    """An editor on Windows has saved a shared file."""
     to_windows(project / "railway.json")
 
 

@@ -56,7 +56,7 @@ COVERING = pytest.mark.parametrize(
 )
 
 # where releases without an anchor may have a conflict
-BEFORE_THE_ANCHORS = {"README.md", ".dockerignore"}
+BEFORE_THE_ANCHORS = {".dockerignore"}
 
 
 def test_the_next_version_is_newer() -> None:
@@ -128,7 +128,7 @@ def resolve(project: Path) -> None:
 
 
 def assert_works(project: Path) -> None:
-    """What the README says to run after an update."""
+    """What the runbook says to run after an update."""
     for command in (["sync", "--quiet"], ["run", "mypy"], ["run", "pytest", "-q"]):
         done = subprocess.run(
             [tool("uv"), *command],

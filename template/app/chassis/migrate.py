@@ -200,7 +200,7 @@ def require_database(database: Path) -> None:
         kind = "not a database" if start else "empty"
         raise StartupError(
             f"Database: {database} cannot be used: the file is {kind}. Restore it from a backup "
-            "(README.md, Restore), or move it away to start with an empty one."
+            "(RUNBOOK.md, Restore), or move it away to start with an empty one."
         )
 
 
@@ -262,7 +262,7 @@ def upgrade(database: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise StartupError(
             f"Database: {database} cannot be used: {error}. Restore it from a backup "
-            "(README.md, Restore), or move it away to start with an empty one."
+            "(RUNBOOK.md, Restore), or move it away to start with an empty one."
         ) from None
     for schema in behind:
         run_alembic(database, schema)

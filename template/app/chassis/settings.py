@@ -81,8 +81,7 @@ StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 class ChassisSettings(BaseSettings):
     """Settings that every service made from the template has.
 
-    The platform sets the fields named `railway_...`. The others are listed in .env.example and in
-    README.md.
+    The platform sets the fields named `railway_...`. `python -m app settings` lists all of them.
     """
 
     model_config = SettingsConfigDict(

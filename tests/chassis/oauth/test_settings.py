@@ -55,7 +55,7 @@ def test_the_start_ends_with_78_and_a_line_for_each(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"Configuration: {len(CLIENTS)} problems"
     assert {line.split(":")[0].strip() for line in lines[1:]} == CLIENTS
-    assert all(line.endswith("(README.md, Sign-in)") for line in lines[1:])
+    assert all(line.endswith("(RUNBOOK.md, Sign-in)") for line in lines[1:])
 
 
 @pytest.mark.parametrize("url", ["http://api.example.com", ""])

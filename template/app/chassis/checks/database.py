@@ -33,7 +33,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
         yield failed(
             "database.file",
             f"{database} is empty, so it is no database",
-            "restore it (README.md, Restore), or delete it to start with a new one",
+            "restore it (RUNBOOK.md, Restore), or delete it to start with a new one",
         )
         return
     try:
@@ -49,7 +49,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
         yield failed(
             "database.file",
             f"{database} cannot be used: {cause}",
-            "restore it from a backup (README.md, Restore)",
+            "restore it from a backup (RUNBOOK.md, Restore)",
         )
     yield lock(settings)
 
@@ -120,14 +120,15 @@ def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
     """
     damage, broken = integrity.find_faults(connection, quick=True)
     if damage:
-        yield failed("database.integrity", damage, "restore it from a backup (README.md, Restore)")
+        remedy = "restore it from a backup (RUNBOOK.md, Restore)"
+        yield failed("database.integrity", damage, remedy)
         return
     yield ok("database.integrity", "SQLite finds no damage")
     if broken:
         yield warning(
             "database.rows",
             "; ".join(broken),
-            "correct or delete them: README.md, When something is wrong",
+            "correct or delete them: RUNBOOK.md, When something is wrong",
         )
     else:
         yield ok("database.rows", "no row breaks a rule of its table")

@@ -116,7 +116,7 @@ def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
         return warning(
             name,
             f"railway.json is there, and Railway reads none since {RAILWAY_JSON_ENDS}",
-            "README.md, Deploy on Railway: have .railway/railway.py read it, and apply that",
+            "RUNBOOK.md, Deploy on Railway: have .railway/railway.py read it, and apply that",
         )
     return ok(name, f"railway.json is read until {RAILWAY_JSON_ENDS}, by services that had one")
 

@@ -48,7 +48,7 @@ def check(settings: LitestreamSettings) -> Iterator[Finding]:
         yield warning(
             "backup.bucket",
             "LITESTREAM_BUCKET is not set, so nothing is replicated here",
-            "set it with the bucket's keys (README.md, Back up)",
+            "set it with the bucket's keys (RUNBOOK.md, Back up)",
         )
         return
     reachable = written(settings, program)

@@ -81,7 +81,7 @@ class LitestreamSettings(ChassisSettings):
         if not given and is_production(info):
             raise ValueError(
                 "is required in production, because backups were asked for; set it to the "
-                "bucket's (README.md, Back up)"
+                "bucket's (RUNBOOK.md, Back up)"
             )
         if not given and info.data.get("litestream_bucket"):
             raise ValueError("is required with LITESTREAM_BUCKET; set it to the bucket's")

@@ -105,7 +105,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         if client is None:
             raise refusal(404, f"People sign in with {' or '.join(clients)} here")
         if not client.provider.offered:
-            raise refusal(503, f"{name.upper()}_CLIENT_ID is not set; see README.md, Sign-in")
+            raise refusal(503, f"{name.upper()}_CLIENT_ID is not set; see RUNBOOK.md, Sign-in")
         return client
 
     @router.get(

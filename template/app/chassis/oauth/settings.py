@@ -87,7 +87,7 @@ def required(value: Credential, info: ValidationInfo) -> Credential:
     if not given and is_production(info):
         raise ValueError(
             "is required in production, because people sign in with it; "
-            "set it to the client's (README.md, Sign-in)"
+            "set it to the client's (RUNBOOK.md, Sign-in)"
         )
     if not given and info.data.get(f"{provider}_client_id"):
         raise ValueError(f"is required with {provider.upper()}_CLIENT_ID; set it to the client's")

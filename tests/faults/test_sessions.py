@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from support.service import Service, router_added
 from support import ROOT
+from support.service import Service, router_added
 
 pytestmark = pytest.mark.long
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.service import free_port
 from support import ROOT, tool
+from support.service import free_port
 
 OHA = """#!/usr/bin/env python3
 import argparse, json, sys, urllib.request

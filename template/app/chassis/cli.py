@@ -182,8 +182,8 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     import tempfile
 
-    from app.chassis import backup as backups
     from app.chassis import assembly, logs, storage
+    from app.chassis import backup as backups
 
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HERE: Final = Path(__file__).parent
+
 VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
 
 
@@ -51,9 +53,7 @@ class Schema(NamedTuple):
 
 
 FEATURES: Final = tuple(
-    Schema(
-        name, Path(__file__).parent / name / "migrations/versions", f"alembic_version_{name}", tables
-    )
+    Schema(name, HERE / name / "migrations/versions", f"alembic_version_{name}", tables)
     for name, tables in answers.TABLES.items()
 )
 
@@ -186,9 +186,7 @@ def accepts_tables(schema: Schema) -> bool:
 
 
 def names_of_features() -> set[str]:
-    return {
-        name for feature in FEATURES for name in (*feature.tables, feature.version_table)
-    }
+    return {name for feature in FEATURES for name in (*feature.tables, feature.version_table)}
 
 
 def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[str]) -> bool:

@@ -9,14 +9,14 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers, proxies
 from app.chassis.checks.finding import Finding, failed, ok
-from app.chassis.settings import ChassisSettings, is_production
+from app.chassis.settings import CoreSettings, is_production
 
 SPENDERS: Final = "ANTHROPIC_FOR_EVERYONE"
 
 KEY_FORM: Final = re.compile(r"[\x21-\x7e]*")
 
 
-class AnthropicSettings(ChassisSettings):
+class AnthropicSettings(CoreSettings):
     """Settings of the key, the model, and the cost of an answer."""
 
     anthropic_api_key: SecretStr = Field(
@@ -32,7 +32,8 @@ class AnthropicSettings(ChassisSettings):
         description="Where the API is; another address for a gateway",
     )
     anthropic_for_everyone: bool = Field(
-        default=False, description="true if strangers may spend the key's money"
+        default=False,
+        description="true if strangers may spend the key's money, which `check` else refuses",
     )
 
     @field_validator("anthropic_api_key")

@@ -5,12 +5,12 @@ from pydantic import Field, SecretStr, field_validator
 
 from app.chassis.oauth import provider, settings
 from app.chassis.oauth.provider import Claims, Identity, Provider
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 CONSUMER_DOMAINS = ("@gmail.com", "@googlemail.com")
 
 
-class GoogleSettings(ChassisSettings):
+class GoogleSettings(CoreSettings):
     """The service's OAuth client at Google."""
 
     google_client_id: str = Field(
@@ -20,7 +20,8 @@ class GoogleSettings(ChassisSettings):
         default=SecretStr(""), description="The OAuth client's secret; required in production"
     )
     google_issuer: str = Field(
-        default="https://accounts.google.com", description="Who signs people in with Google"
+        default="https://accounts.google.com",
+        description="Who signs people in with Google; another address for a provider of your own",
     )
 
     google_client_is_given = field_validator("google_client_id", "google_client_secret")(

@@ -18,7 +18,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     answers, features, replication    the template's answers, and what they add
     assembly                          the names of the service that the chassis needs
     settings, variables, errors       settings, and how a refusal is told
-    cli, check, checks, template      the commands of `python -m app`
+    cli, check, checks                the commands of `python -m app`
     serve, storage, migrate           the start
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
@@ -27,7 +27,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     threads, sqlite                   below them
     schema, integrity                 tables, and references between them
     streaming, times                  server-sent events, and moments in UTC
-    health, verdict, status           whether all is well
+    health                            whether all is well
     backup                            copies of the database
     testing                           what tests of the service need
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from app.chassis.database import Writer as Writer
     from app.chassis.database import get_database as get_database
     from app.chassis.features import signed_in as signed_in
+    from app.chassis.health import Degraded as Degraded
+    from app.chassis.health import HealthCheck as HealthCheck
+    from app.chassis.health import Unhealthy as Unhealthy
     from app.chassis.replication import ChassisSettings as ChassisSettings
     from app.chassis.routing import Router as Router
     from app.chassis.settings import PROJECT_ROOT as PROJECT_ROOT
@@ -54,20 +57,17 @@ if TYPE_CHECKING:
     from app.chassis.streaming import ServerSentEvent as ServerSentEvent
     from app.chassis.times import UtcTime as UtcTime
     from app.chassis.times import now as now
-    from app.chassis.verdict import Degraded as Degraded
-    from app.chassis.verdict import HealthCheck as HealthCheck
-    from app.chassis.verdict import Unhealthy as Unhealthy
 
 MODULES: Final = {
     "application": ("create_application",),
     "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
     "features": ("signed_in",),
+    "health": ("Degraded", "HealthCheck", "Unhealthy"),
     "replication": ("ChassisSettings",),
     "routing": ("Router",),
     "settings": ("PROJECT_ROOT",),
     "streaming": ("EventStream", "Events", "LastEventId", "ServerSentEvent"),
     "times": ("UtcTime", "now"),
-    "verdict": ("Degraded", "HealthCheck", "Unhealthy"),
 }
 """The public names, by the module that has them."""
 

@@ -2,9 +2,9 @@
 """FastAPI application with the chassis's middleware, routes and error handlers."""
 
 import logging.config
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -29,15 +29,12 @@ from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
-from app.chassis.verdict import HealthCheck
 
 logger = logging.getLogger(__name__)
 
 
-class Lifespan(Protocol):
-    """Asynchronous context manager for the service's own start and end."""
-
-    def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]: ...
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+"""Asynchronous context manager for the service's own start and end."""
 
 
 class Application(FastAPI):
@@ -88,8 +85,9 @@ class Application(FastAPI):
         """
         for name in set(self.state) - set(mounted.state):
             mounted.state[name] = self.state[name]
+        replaceable = {None, http_exception_handler, request_validation_exception_handler}
         for kind, handler in self.exception_handlers.items():
-            if mounted.exception_handlers.get(kind) in {None, *FASTAPIS}:
+            if mounted.exception_handlers.get(kind) in replaceable:
                 mounted.exception_handlers[kind] = handler
         for route in mounted.routes:
             if isinstance(route, Mount) and isinstance(route.app, FastAPI):
@@ -112,10 +110,6 @@ class Application(FastAPI):
             self.user_middleware = added
 
 
-FASTAPIS: Final = frozenset({http_exception_handler, request_validation_exception_handler})
-"""Exception handlers that every FastAPI application has by default."""
-
-
 def is_cors(middleware: Middleware) -> bool:
     return isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware)
 
@@ -123,7 +117,7 @@ def is_cors(middleware: Middleware) -> bool:
 def create_application(
     settings: ChassisSettings,
     *,
-    health_checks: Mapping[str, HealthCheck] | None = None,
+    health_checks: Mapping[str, health.HealthCheck] | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """Return an application with logs, database, health routes and HTTP protection.
@@ -141,12 +135,12 @@ def create_application(
     async def live(app: FastAPI) -> AsyncIterator[None]:
         with open_streams.stopped_by_signals():
             try:
-                async with monitor.watching(), features.running(app):
-                    if lifespan is None:
-                        yield
-                    else:
-                        async with lifespan(app):
-                            yield
+                async with (
+                    monitor.watching(),
+                    features.running(app),
+                    lifespan(app) if lifespan else nullcontext(),
+                ):
+                    yield
             finally:
                 database.dispose()
 
@@ -159,9 +153,8 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks: dict[str, HealthCheck] = {"readers": database.look_at_readers}
-    checks |= {**monitor.health_checks, **(health_checks or {})}
-    health.add_routes(app, settings, database.file, checks)
+    checks = {"readers": database.look_at_readers, **monitor.health_checks, **(health_checks or {})}
+    health.add_routes(app, health.Health(settings, database.file, checks))
     add_error_handlers(app)
     features.install(app, settings)
     cors = Middleware(

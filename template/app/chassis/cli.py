@@ -153,10 +153,11 @@ def show_settings(_: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     import json
 
-    from app.chassis import status as statuses
+    from app.chassis import health, replication
 
-    found = statuses.report(load_settings())
-    print(json.dumps(found, indent=2) if options.json else "\n".join(statuses.lines(found)))
+    settings = load_settings()
+    found = health.look(settings, replication.Monitor(settings).health_checks)
+    print(json.dumps(found, indent=2) if options.json else "\n".join(health.lines(found)))
     return 1 if found["status"] == "failed" else 0
 
 

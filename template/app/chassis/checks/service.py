@@ -116,11 +116,11 @@ def network(settings: ChassisSettings) -> Iterator[Finding]:
         "list the names, or unset it: Railway's and BACKEND_URL's are known",
         otherwise=", ".join(settings.allowed_hosts),
     )
-    plain = [origin for origin in settings.cors_origins if origin.startswith("http:")]
+    plain = next((one for one in settings.cors_origins if one.startswith("http:")), None)
     yield warning_if(
         production and plain,
         "network.cors",
-        f"CORS_ORIGINS has {', '.join(plain)}, without encryption",
+        f"CORS_ORIGINS has {plain}, which is not encrypted",
         "list https:// only",
         otherwise=", ".join(settings.cors_origins) or "no web page of another origin may call",
     )

@@ -18,7 +18,7 @@ def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     make_database(settings.database_path)
     copy = backup(settings.database_path)
 
-    found = health.look(settings, {})
+    found = health.figures(settings, {})
 
     assert found["status"] == "ok"
     assert found["running"] is False
@@ -28,16 +28,16 @@ def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     assert 0 <= found["newest_backup_age"] < 60
     assert found["revision"] == ", ".join(sorted(migrate.head_revisions()))
     with locked(settings.database_path):
-        assert health.look(settings, {})["running"] is True
+        assert health.figures(settings, {})["running"] is True
 
 
 def test_without_a_database_it_says_so(settings: Settings) -> None:
-    found = health.look(settings, {})
+    found = health.figures(settings, {})
 
     assert found["status"] == "failed"
     assert found["database_bytes"] is None
     assert not settings.database_path.exists()
-    assert any("the database file is missing" in line for line in health.lines(found))
+    assert any("the database file is missing" in line for line in health.figure_lines(found))
 
 
 def test_the_command_and_its_json(
@@ -75,8 +75,8 @@ def test_a_check_that_fails_itself_is_a_line(settings: Settings) -> None:
 
     make_database(settings.database_path)
 
-    found = health.look(settings, {"printer": broken})
+    found = health.figures(settings, {"printer": broken})
 
     assert found["status"] == "failed"
-    (line,) = (line for line in health.lines(found) if line.startswith("printer "))
+    (line,) = (line for line in health.figure_lines(found) if line.startswith("printer "))
     assert line.endswith("failed; the check itself failed")

@@ -16,7 +16,7 @@ from dotenv.parser import parse_stream
 
 from app.chassis import assembly, features, replication
 from app.chassis.checks import database, deployment, service, storage
-from app.chassis.checks.finding import Finding, Outcome, ok, skipped
+from app.chassis.checks.finding import Finding, FindingStatus, ok, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
@@ -150,5 +150,5 @@ def as_text(findings: Sequence[Finding]) -> str:
         if finding.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {finding.advice}")
     counts = Counter(finding.status for finding in findings)
-    lines.append(", ".join(f"{counts[status]} {status}" for status in get_args(Outcome)))
+    lines.append(", ".join(f"{counts[status]} {status}" for status in get_args(FindingStatus)))
     return "\n".join(lines)

@@ -177,8 +177,8 @@ def status(options: argparse.Namespace) -> int:
     from app.chassis import health, replication
 
     settings = load_settings()
-    found = health.look(settings, replication.Monitor(settings).health_checks)
-    print(json.dumps(found, indent=2) if options.json else "\n".join(health.lines(found)))
+    found = health.figures(settings, replication.Monitor(settings).health_checks)
+    print(json.dumps(found, indent=2) if options.json else "\n".join(health.figure_lines(found)))
     return 1 if found["status"] == "failed" else 0
 
 

@@ -27,7 +27,7 @@ from fastapi.responses import JSONResponse, Response
 from app.chassis import backup, migrate, storage
 from app.chassis.checks import finding
 from app.chassis.checks.finding import Degraded as Degraded
-from app.chassis.checks.finding import Details, HealthProblem, Status
+from app.chassis.checks.finding import Details, HealthProblem, HealthStatus
 from app.chassis.checks.finding import HealthCheck as HealthCheck
 from app.chassis.checks.finding import Unhealthy as Unhealthy
 from app.chassis.database import DatabaseFile
@@ -42,7 +42,7 @@ CHECK_TIMEOUT: Final = 3.0
 LOCK_TIMEOUT: Final = 2.0
 """Seconds to wait for the database's write lock."""
 
-LEVELS: Final[dict[Status, int]] = {
+LEVELS: Final[dict[HealthStatus, int]] = {
     "ok": logging.INFO,
     "degraded": logging.WARNING,
     "failed": logging.ERROR,
@@ -92,7 +92,7 @@ class Coalesced(Generic[Result]):
 
 
 class CheckResult(TypedDict):
-    status: Status
+    status: HealthStatus
     message: NotRequired[str]
     details: NotRequired[Details]
 
@@ -151,16 +151,10 @@ class Health:
             raise Degraded("the volume is nearly full")
 
     async def outcomes(self) -> dict[str, Outcome]:
-        """Run the checks at the same time, and return the outcomes in the order of the checks."""
-        found: dict[str, Outcome] = {}
-
-        async def run(name: str) -> None:
-            found[name] = await run_check(self.checks[name], self.limiters[name])
-
-        async with anyio.create_task_group() as group:
-            for name in self.checks:
-                group.start_soon(run, name)
-        return {name: found[name] for name in self.checks}
+        """Run the checks at the same time, and return the outcome of each."""
+        pairs = zip(self.checks.values(), self.limiters.values(), strict=True)
+        outcomes = await asyncio.gather(*(run_check(*pair) for pair in pairs))
+        return dict(zip(self.checks, outcomes, strict=True))
 
     def report(self, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         """Return what everybody may see."""
@@ -196,7 +190,7 @@ async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outco
     return (result if details is None else {**result, "details": details}), error
 
 
-def worst(outcomes: Mapping[str, Outcome]) -> Status:
+def worst(outcomes: Mapping[str, Outcome]) -> HealthStatus:
     """Return the status of the whole, which is that of its worst part."""
     return max((result["status"] for result, _ in outcomes.values()), key=LEVELS.__getitem__)
 
@@ -264,7 +258,7 @@ def add_routes(app: FastAPI, health: Health) -> None:
     app.add_route("/health/live", live, ["GET"], include_in_schema=False)
 
 
-def look(settings: ChassisSettings, extra: Mapping[str, HealthCheck]) -> dict[str, Any]:
+def figures(settings: ChassisSettings, extra: Mapping[str, HealthCheck]) -> dict[str, Any]:
     """Return what /health knows, with the sizes and ages behind it, and change nothing.
 
     Sizes are in bytes and ages in seconds. A figure that nobody can know is None.
@@ -300,7 +294,7 @@ def revision(database: Path) -> str | None:
         return ", ".join(sorted(migrate.current_revisions(connection))) or None
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def figure_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of `status` for a person."""
     age = found["newest_backup_age"]
     copy = "none on the volume" if age is None else f"{found['newest_backup']}, {ago(age)}"

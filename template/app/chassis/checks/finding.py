@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from app.chassis.settings import ChassisSettings
 
-Outcome = Literal["ok", "warning", "failed", "skipped"]
+FindingStatus = Literal["ok", "warning", "failed", "skipped"]
 
 
 class Finding(NamedTuple):
     """Result of a check. The verdict and the advice are one line each and contain no secret."""
 
     id: str
-    status: Outcome
+    status: FindingStatus
     verdict: str
     advice: str = ""
 
@@ -41,7 +41,7 @@ def skipped(name: str, verdict: str) -> Finding:
     return Finding(name, "skipped", verdict)
 
 
-Status = Literal["ok", "degraded", "failed"]
+HealthStatus = Literal["ok", "degraded", "failed"]
 Details = Mapping[str, float | str | None]
 
 HealthCheck = Callable[[], "Awaitable[Details | None] | Details | None"]
@@ -58,7 +58,7 @@ class HealthProblem(Exception):  # noqa: N818
     Everybody sees its message and details, so they name no internals.
     """
 
-    status: Status = "failed"
+    status: HealthStatus = "failed"
 
     def __init__(self, message: str, details: Details | None = None) -> None:
         super().__init__(message)

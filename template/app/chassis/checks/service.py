@@ -18,7 +18,7 @@ from fastapi.security.base import SecurityBase
 from starlette.routing import BaseRoute
 
 from app.chassis import answers, assembly, features
-from app.chassis.checks.finding import Finding, Outcome, failed, ok, skipped, warning
+from app.chassis.checks.finding import Finding, FindingStatus, failed, ok, skipped, warning
 from app.chassis.database import get_writer
 from app.chassis.replication import ChassisSettings
 from app.chassis.settings import EDGE_NETWORK
@@ -85,7 +85,7 @@ def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[F
             yield found
 
 
-def of_setting(status: Outcome, text: str) -> Finding:
+def of_setting(status: FindingStatus, text: str) -> Finding:
     """Return the finding for one of the settings' messages, `NAME: verdict; advice`."""
     name, _, message = text.partition(": ")
     verdict, _, advice = message.partition("; ")

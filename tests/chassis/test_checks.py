@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from pydantic_settings import DotEnvSettingsSource
 
 from app.chassis import answers, check, migrate
-from app.chassis.checks import database, deployment, routes, service, storage
+from app.chassis.checks import database, deployment, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
 from app.chassis.database import Reader, Writer
@@ -486,7 +486,7 @@ def open_routes(router: APIRouter) -> list[str]:
     app = FastAPI()
     app.include_router(router, prefix="/v1")
     app.mount("/below", router)
-    return sorted(routes.open_routes(app.routes))
+    return sorted(service.open_routes(app.routes))
 
 
 def test_a_route_that_writes_for_everybody_is_found() -> None:
@@ -553,12 +553,12 @@ def test_open_routes_are_a_warning_in_production_only(
 
     monkeypatch.setattr("app.main.create_app", create_app)
 
-    (found,) = by_id([routes.check(settings)]).values()
+    (found,) = by_id([service.routes(settings)]).values()
     assert found.status == "ok"
-    (found,) = by_id([routes.check(production())]).values()
+    (found,) = by_id([service.routes(production())]).values()
     assert found.status == "warning"
     assert found.verdict.endswith("POST /0, POST /1, POST /2, POST /3, POST /4 and 2 more")
     monkeypatch.setattr("app.main.create_app", None)
-    (found,) = by_id([routes.check(production())]).values()
+    (found,) = by_id([service.routes(production())]).values()
     assert found.status == "skipped"
     assert capsys.readouterr().out == ""

@@ -81,8 +81,8 @@ def test_an_end_of_the_loop_ends_those_who_wait() -> None:
     async def ask() -> None:
         coalesced = Coalesced(Runs())
         (waiting,) = await started(coalesced)
-        assert coalesced.runs is not None
-        coalesced.runs.cancel()
+        assert coalesced.current is not None
+        coalesced.current.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
 

@@ -17,11 +17,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app.chassis import health, verdict
+from app.chassis import health
 from app.chassis.application import create_application
+from app.chassis.checks import finding
+from app.chassis.checks.finding import Details
 from app.chassis.database import Database
+from app.chassis.health import Degraded, HealthCheck, Unhealthy
 from app.chassis.sqlite import open_database
-from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
 
 from .databases import make_database
@@ -251,7 +253,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Told]]:
     """What the log was told of /health since the last time."""
-    monkeypatch.setattr(verdict, "HEALTH", mmap.mmap(-1, 1024))
+    monkeypatch.setattr(finding, "HEALTH", mmap.mmap(-1, 1024))
     records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     handler = QueueHandler(records)  # of its own: an application brings its configuration along
     health.logger.addHandler(handler)

@@ -1,11 +1,11 @@
-"""`status`: what a person needs to know, in figures."""
+"""`python -m app status`: the health of the service for a person, with figures."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from app.chassis import migrate, status
+from app.chassis import health, migrate
 from app.chassis.backup import backup
 from app.chassis.cli import main
 from app.chassis.storage import locked
@@ -18,7 +18,7 @@ def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     make_database(settings.database_path)
     copy = backup(settings.database_path)
 
-    found = status.report(settings)
+    found = health.figures(settings, {})
 
     assert found["status"] == "ok"
     assert found["running"] is False
@@ -28,16 +28,16 @@ def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     assert 0 <= found["newest_backup_age"] < 60
     assert found["revision"] == ", ".join(sorted(migrate.head_revisions()))
     with locked(settings.database_path):
-        assert status.report(settings)["running"] is True
+        assert health.figures(settings, {})["running"] is True
 
 
 def test_without_a_database_it_says_so(settings: Settings) -> None:
-    found = status.report(settings)
+    found = health.figures(settings, {})
 
     assert found["status"] == "failed"
     assert found["database_bytes"] is None
     assert not settings.database_path.exists()
-    assert any("the database file is missing" in line for line in status.lines(found))
+    assert any("the database file is missing" in line for line in health.figure_lines(found))
 
 
 def test_the_command_and_its_json(
@@ -66,4 +66,17 @@ def test_the_command_and_its_json(
     ],
 )
 def test_ages_are_in_words(seconds: float, words: str) -> None:
-    assert status.ago(seconds) == words
+    assert health.ago(seconds) == words
+
+
+def test_a_check_that_fails_itself_is_a_line(settings: Settings) -> None:
+    def broken() -> None:
+        raise RuntimeError("password=hunter2")
+
+    make_database(settings.database_path)
+
+    found = health.figures(settings, {"printer": broken})
+
+    assert found["status"] == "failed"
+    (line,) = (line for line in health.figure_lines(found) if line.startswith("printer "))
+    assert line.endswith("failed; the check itself failed")

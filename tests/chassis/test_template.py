@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import template
-from app.chassis.template import TemplateError
+from app.chassis import cli
+from app.chassis.cli import TemplateError
 
 ANSWERS = "_commit: {version}\n_src_path: {source}\nbackup: none\nvolume_path: /data\n"
 
@@ -33,7 +33,7 @@ def project(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A project's answers, and the script in the path."""
     root = tmp_path / "project"
     root.mkdir()
-    monkeypatch.setattr(template, "ROOT", root)
+    monkeypatch.setattr(cli, "ROOT", root)
     write(root, "0.9.0", quoted(source))
     script = tmp_path / "bin" / "uvx"
     script.parent.mkdir()
@@ -42,6 +42,10 @@ def project(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "execv", lambda _, command: print(*command[1:]))
     return root
+
+
+def hand_over(*arguments: str) -> None:
+    cli.template(cli.make_parser().parse_args(["template", *arguments]))
 
 
 def quoted(path: Path) -> str:
@@ -57,7 +61,7 @@ def write(root: Path, version: str, source: str, name: str = ".copier-answers.ym
 def test_it_becomes_the_newest_releases_command(
     project: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    template.hand_over(["update", "-d", "backup=none"])
+    hand_over("update", "-d", "backup=none")
 
     assert capsys.readouterr().out == (
         f"--quiet --python {sys.executable} --from git+{source.as_uri()}@0.10.0 trackbed "
@@ -71,24 +75,24 @@ def test_a_hash_that_begins_with_digits_is_no_version(
     """It is recorded by a copy of a commit without a tag; trackbed says what to do."""
     write(project, "3773d27", quoted(source))
 
-    template.hand_over(["status"])
+    hand_over("status")
 
     assert "@0.10.0 trackbed" in capsys.readouterr().out
 
 
-def test_another_templates_answers_are_not_ours(project: Path) -> None:
+def test_another_templates_answers_are_not_ours(project: Path, source: Path) -> None:
     (project / ".copier-answers.other.yml").write_text("_commit: 9\n_src_path: /x\n")
-    assert template.recorded().version == "0.9.0"
+    assert cli.recorded() == (".copier-answers.yml", "0.9.0", str(source))
 
     write(project, "0.9.0", "/x", ".copier-answers.copy.yml")
     with pytest.raises(TemplateError, match="keep one of"):
-        template.recorded()
+        cli.recorded()
 
 
 def test_a_long_source_is_read_over_its_lines(project: Path) -> None:
     write(project, "0.9.0", "/a directory\n  of many words")
 
-    assert template.recorded().source == "/a directory of many words"
+    assert cli.recorded() == (".copier-answers.yml", "0.9.0", "/a directory of many words")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_without_a_version_nothing_can_be_told(
         file.write_text(answers, encoding="utf-8")
 
     with pytest.raises(TemplateError, match=told) as caught:
-        template.hand_over(["status"])
+        hand_over("status")
     assert caught.value.exit_code == 2
 
 
@@ -124,7 +128,7 @@ def test_a_template_that_cannot_be_asked_is_one_line(
     write(project, version, place or quoted(source))
 
     with pytest.raises(TemplateError) as caught:
-        template.hand_over(["status"])
+        hand_over("status")
 
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -136,29 +140,28 @@ def test_without_uvx_it_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("UV", "/opt/uv")
-    assert template.find_uvx() == ["/opt/uv", "tool", "run"]
+    assert cli.find_uvx() == ["/opt/uv", "tool", "run"]
 
     monkeypatch.delenv("UV")
     with pytest.raises(TemplateError, match="install uv"):
-        template.hand_over(["status"])
+        hand_over("status")
 
 
 @pytest.mark.parametrize(
-    ("source", "address", "package"),
+    ("source", "address"),
     [
-        ("gh:owner/name", "https://github.com/owner/name.git", None),
-        ("gl:owner/name.git", "https://gitlab.com/owner/name.git", None),
-        ("git+https://example.com/x.git", "https://example.com/x.git", None),
-        ("git@example.com:a/b.git", "git@example.com:a/b.git", "ssh://git@example.com/a/b.git"),
-        ("/srv/a b", "/srv/a b", "file:///srv/a%20b"),
+        ("gh:owner/name", "https://github.com/owner/name.git"),
+        ("gl:owner/name.git", "https://gitlab.com/owner/name.git"),
+        ("git+https://example.com/x.git", "https://example.com/x.git"),
+        ("git@example.com:a/b.git", "ssh://git@example.com/a/b.git"),
+        ("/srv/a b", "file:///srv/a%20b"),
     ],
 )
-def test_addresses_are_written_out(source: str, address: str, package: str | None) -> None:
-    assert template.git_address(source) == address
-    assert template.package_address(address) == (package or address)
+def test_addresses_are_written_out(source: str, address: str) -> None:
+    assert cli.address_of(source) == address
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert template.number("0.9.0") < template.number("0.10.0")
-    assert template.number("v1.2") == template.number("1.2-3-gabcdef")
-    assert template.number("abcdef") == ()
+    assert cli.number("0.9.0") < cli.number("0.10.0")
+    assert cli.number("v1.2") == cli.number("1.2-3-gabcdef")
+    assert cli.number("abcdef") == ()

@@ -19,7 +19,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     assembly                          the settings, backup, features and code of this service
     features, replication             names of assembly, for services made before 0.5.0
     settings, variables, errors       settings, and how a refusal is told
-    cli, check, checks, template      the commands of `python -m app`
+    cli, check, checks                the commands of `python -m app`
     serve, storage, migrate           the start
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
@@ -28,7 +28,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     threads, sqlite                   below them
     integrity                         references between tables
     streaming, times                  server-sent events, and moments in UTC
-    health, verdict, status           whether all is well
+    health                            whether all is well
     backup                            copies of the database
     testing                           what tests of the service need
 
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from app.chassis.database import Reader as Reader
     from app.chassis.database import Writer as Writer
     from app.chassis.database import get_database as get_database
+    from app.chassis.health import Degraded as Degraded
+    from app.chassis.health import HealthCheck as HealthCheck
+    from app.chassis.health import Unhealthy as Unhealthy
     from app.chassis.routing import Router as Router
     from app.chassis.settings import PROJECT_ROOT as PROJECT_ROOT
     from app.chassis.streaming import Events as Events
@@ -55,19 +58,16 @@ if TYPE_CHECKING:
     from app.chassis.streaming import ServerSentEvent as ServerSentEvent
     from app.chassis.times import UtcTime as UtcTime
     from app.chassis.times import now as now
-    from app.chassis.verdict import Degraded as Degraded
-    from app.chassis.verdict import HealthCheck as HealthCheck
-    from app.chassis.verdict import Unhealthy as Unhealthy
 
 MODULES: Final = {
     "application": ("create_application",),
     "assembly": ("ChassisSettings", "signed_in"),
     "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
+    "health": ("Degraded", "HealthCheck", "Unhealthy"),
     "routing": ("Router",),
     "settings": ("PROJECT_ROOT",),
     "streaming": ("EventStream", "Events", "LastEventId", "ServerSentEvent"),
     "times": ("UtcTime", "now"),
-    "verdict": ("Degraded", "HealthCheck", "Unhealthy"),
 }
 """The public names, by the module that has them."""
 

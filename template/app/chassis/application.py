@@ -2,9 +2,9 @@
 """FastAPI application with the chassis's middleware, routes and error handlers."""
 
 import logging.config
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from app.chassis import answers, assembly, health, logs, openapi
 from app.chassis.assembly import ChassisSettings
@@ -29,15 +29,12 @@ from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
-from app.chassis.verdict import HealthCheck
 
 logger = logging.getLogger(__name__)
 
 
-class Lifespan(Protocol):
-    """Asynchronous context manager for the service's own start and end."""
-
-    def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]: ...
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+"""Asynchronous context manager for the service's own start and end."""
 
 
 class Application(FastAPI):
@@ -51,9 +48,6 @@ class Application(FastAPI):
     surrounding: Sequence[Middleware] = ()
     """Middleware of the chassis and of the features, the outermost first."""
 
-    entrance: ASGIApp | None = None
-    """Whole stack, which is built at the first request, when nothing can be added any more."""
-
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with the errors that routes do not describe themselves."""
         made = self.openapi_schema is None
@@ -62,68 +56,56 @@ class Application(FastAPI):
             openapi.complete(document)
         return document
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.entrance is None:
-            self.entrance = self.build_entrance()
-        await self.entrance(scope, receive, send)
+    def share(self, outer: FastAPI) -> None:
+        """Give the mounted applications the database and the error handlers that they lack.
 
-    def build_entrance(self) -> ASGIApp:
-        """Put the chassis's middleware around FastAPI."""
-        for route in self.routes:
-            if isinstance(route, Mount) and isinstance(route.app, FastAPI):
-                self.share(route.app)
-        edge, *inner = self.surrounding
-        # The service's own CORS goes outside the guard, because refusals need its headers too
-        cors = [one for one in self.user_middleware if is_cors(one)]
-        self.user_middleware = [one for one in self.user_middleware if not is_cors(one)]
-        entrance: ASGIApp = super().__call__
-        for middleware, arguments, options in reversed((edge, *cors, *inner)):
-            entrance = middleware(entrance, *arguments, **options)
-        return entrance
-
-    def share(self, mounted: FastAPI) -> None:
-        """Give a mounted application the database and the error handlers that it lacks.
-
-        Its routes see the mounted application as `request.app`, and not this one.
+        Their routes see the mounted application as `request.app`, and not this one.
         """
-        for name in set(self.state) - set(mounted.state):
-            mounted.state[name] = self.state[name]
-        for kind, handler in self.exception_handlers.items():
-            if mounted.exception_handlers.get(kind) in {None, *FASTAPIS}:
-                mounted.exception_handlers[kind] = handler
-        for route in mounted.routes:
-            if isinstance(route, Mount) and isinstance(route.app, FastAPI):
-                self.share(route.app)
+        replaceable = {None, http_exception_handler, request_validation_exception_handler}
+        for route in outer.routes:
+            if isinstance(route, Mount) and isinstance(mounted := route.app, FastAPI):
+                for name in set(self.state) - set(mounted.state):
+                    mounted.state[name] = self.state[name]
+                for kind, handler in self.exception_handlers.items():
+                    if mounted.exception_handlers.get(kind) in replaceable:
+                        mounted.exception_handlers[kind] = handler
+                self.share(mounted)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Build the stack so that errors in the service's middleware are answered as in routes."""
+        """Build the stack at the first request, when nothing can be added any more.
+
+        Errors in the service's middleware are answered as those in routes.
+        """
+        self.share(self)
         handlers = dict(self.exception_handlers)
         own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
         boundary = Middleware(ErrorBoundary, self.state.database.end_abandoned, *own[:1])
-        added = self.user_middleware
+        given = self.user_middleware
+        cors = [
+            one
+            for one in given
+            if isinstance(one.cls, type) and issubclass(one.cls, CORSMiddleware)
+        ]
+        added = [one for one in given if one not in cors]
         if added:
             outside = (boundary, Middleware(ExceptionMiddleware, handlers=handlers))
-            self.user_middleware = [*outside, *added, Middleware(Ungrouped), boundary]
-        else:
-            self.user_middleware = [boundary]
+            added = [*outside, *added, Middleware(Ungrouped)]
+        self.user_middleware = [*added, boundary]
         try:
-            return super().build_middleware_stack()
+            stack = super().build_middleware_stack()
         finally:
-            self.user_middleware = added
-
-
-FASTAPIS: Final = frozenset({http_exception_handler, request_validation_exception_handler})
-"""Exception handlers that every FastAPI application has by default."""
-
-
-def is_cors(middleware: Middleware) -> bool:
-    return isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware)
+            self.user_middleware = given
+        edge, *inner = self.surrounding
+        # The service's own CORS goes outside the guard, because refusals need its headers too
+        for middleware, arguments, options in reversed((edge, *cors, *inner)):
+            stack = middleware(stack, *arguments, **options)
+        return stack
 
 
 def create_application(
     settings: ChassisSettings,
     *,
-    health_checks: Mapping[str, HealthCheck] | None = None,
+    health_checks: Mapping[str, health.HealthCheck] | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """Return an application with logs, database, health routes and HTTP protection.
@@ -141,12 +123,12 @@ def create_application(
     async def live(app: FastAPI) -> AsyncIterator[None]:
         with open_streams.stopped_by_signals():
             try:
-                async with monitor.watching(), assembly.running(app):
-                    if lifespan is None:
-                        yield
-                    else:
-                        async with lifespan(app):
-                            yield
+                async with (
+                    monitor.watching(),
+                    assembly.running(app),
+                    lifespan(app) if lifespan else nullcontext(),
+                ):
+                    yield
             finally:
                 database.dispose()
 
@@ -159,9 +141,8 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks: dict[str, HealthCheck] = {"readers": database.look_at_readers}
-    checks |= {**monitor.health_checks, **(health_checks or {})}
-    health.add_routes(app, settings, database.file, checks)
+    checks = {"readers": database.look_at_readers, **monitor.health_checks, **(health_checks or {})}
+    health.add_routes(app, health.Health(settings, database.file, checks))
     add_error_handlers(app)
     assembly.install(app, settings)
     cors = Middleware(

@@ -4,18 +4,19 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from app.chassis import assembly
-from app.chassis.checks import database, deployment, routes, service, storage
-from app.chassis.checks.finding import Finding, skipped
+from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks.finding import Finding, FindingStatus, ok, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
@@ -35,9 +36,9 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         try:
             settings = kind.load() if here else kind.load(_env_file=None)
         except ConfigurationError as error:
-            findings = [*map(problem, error.problems), skipped("rest", "needs valid settings")]
-            return [*findings, *deployment.check()]
-        findings = [Finding("settings", "ok", f"{len(kind.model_fields)} settings are valid")]
+            wrong = [service.of_setting("failed", text) for text in error.problems]
+            return [*wrong, skipped("rest", "needs valid settings"), *deployment.check()]
+        findings = [ok("settings", f"{len(kind.model_fields)} settings are valid")]
         findings += service.check(settings, os.environ)
         if here:
             findings += storage.check(settings)
@@ -45,21 +46,13 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
             findings.append(service.memory(settings))
         else:
             findings.append(storage.database_path(settings))
-            findings.append(
-                skipped("volume", "only known where it is mounted: run `check` there as well")
-            )
+            unknown = "only known where it is mounted: run `check` there as well"
+            findings.append(skipped("volume", unknown))
         findings += assembly.check_backup(settings)
         findings += assembly.check_features(settings)
         findings += deployment.check()
-        findings.append(routes.check(settings))
+        findings.append(service.routes(settings))
     return findings
-
-
-def problem(text: str) -> Finding:
-    """Return the finding for a setting's problem, whose message ends in the advice."""
-    name, _, message = text.partition(": ")
-    verdict, _, advice = message.partition("; ")
-    return Finding(f"settings.{name}", "failed", verdict, advice or f"correct {name}")
 
 
 @contextmanager
@@ -143,13 +136,9 @@ def is_failed(findings: Iterable[Finding]) -> bool:
 
 def as_json(findings: Sequence[Finding]) -> str:
     """Return a JSON object with the status of the whole and every finding."""
-    return json.dumps(
-        {
-            "status": "failed" if is_failed(findings) else "ok",
-            "findings": [finding._asdict() for finding in findings],
-        },
-        indent=2,
-    )
+    status = "failed" if is_failed(findings) else "ok"
+    listed = [finding._asdict() for finding in findings]
+    return json.dumps({"status": status, "findings": listed}, indent=2)
 
 
 def as_text(findings: Sequence[Finding]) -> str:
@@ -160,9 +149,6 @@ def as_text(findings: Sequence[Finding]) -> str:
         lines.append(f"{finding.status:<8} {finding.id:<{width}}  {finding.verdict}")
         if finding.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {finding.advice}")
-    counts = {
-        status: sum(finding.status == status for finding in findings)
-        for status in ("ok", "warning", "failed", "skipped")
-    }
-    lines.append(", ".join(f"{count} {status}" for status, count in counts.items()))
+    counts = Counter(finding.status for finding in findings)
+    lines.append(", ".join(f"{counts[status]} {status}" for status in get_args(FindingStatus)))
     return "\n".join(lines)

@@ -2,18 +2,26 @@
 """Commands of `python -m app`. Each command imports only what it needs."""
 
 import argparse
+import json
 import logging.config
+import os
+import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
     from app.chassis.assembly import ChassisSettings
+
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,17 +48,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=start)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    command = commands.add_parser("start", help="check, prepare and start the production server")
-    command.set_defaults(run=start)
+    def add(run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(run.__name__, help=text)
+        command.set_defaults(run=run)
+        return command
 
-    command = commands.add_parser("serve", help="the same with a server for your own machine")
+    add(start, "check, prepare and start the production server")
+    command = add(serve, "the same with a server for your own machine")
     command.add_argument("--reload", action="store_true", help="restart when the code changes")
-    command.set_defaults(run=serve)
-
-    command = commands.add_parser("migrate", help="bring the database to the newest revision")
-    command.set_defaults(run=migrate)
-
-    command = commands.add_parser("check", help="look for what would go wrong in production")
+    add(migrate, "bring the database to the newest revision")
+    command = add(check, "look for what would go wrong in production")
     command.add_argument(
         "--variables",
         metavar="FILE",
@@ -58,16 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
         "- is standard input",
     )
     command.add_argument("--json", action="store_true", help="for programs")
-    command.set_defaults(run=check)
-
-    command = commands.add_parser("settings", help="each variable, its default and what it is for")
-    command.set_defaults(run=show_settings)
-
-    command = commands.add_parser("status", help="the service's health, with sizes and ages")
+    add(settings, "each variable, its default and what it is for")
+    command = add(status, "the service's health, with sizes and ages")
     command.add_argument("--json", action="store_true", help="for programs")
-    command.set_defaults(run=status)
-
-    command = commands.add_parser("backup", help="copy the database while the service runs")
+    command = add(backup, "copy the database while the service runs")
     command.add_argument(
         "target",
         nargs="?",
@@ -80,9 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--keep", type=positive, metavar="N", help="delete all but the N newest in the directory"
     )
-    command.set_defaults(run=backup)
-
-    command = commands.add_parser("restore", help="put a copy in the database's place")
+    command = add(restore, "put a copy in the database's place")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a copy made by backup")
     source.add_argument("--latest", action="store_true", help="the newest copy")
@@ -93,134 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="the state at a time, or the newest before it, such as 2026-01-31T09:30:00Z",
     )
     command.add_argument("--dry-run", action="store_true", help="only check that it could be done")
-    command.set_defaults(run=restore)
-
-    command = commands.add_parser("template", help="how this stands to the template it comes from")
+    command = add(template, "how this stands to the template it comes from")
     command.add_argument("task", choices=("status", "diff", "notes", "update"))
     command.add_argument("options", nargs=argparse.REMAINDER, help="those of trackbed")
-    command.set_defaults(run=template)
     return parser
-
-
-def load_settings() -> "ChassisSettings":
-    from app.chassis import assembly
-
-    return assembly.settings_class().load()
-
-
-def start(_: argparse.Namespace) -> int:
-    with garbage.collection_paused():
-        from app.chassis import serve
-
-        settings = load_settings()
-    serve.start(settings)
-
-
-def serve(options: argparse.Namespace) -> int:
-    from app.chassis import serve
-
-    serve.serve(load_settings(), reload=options.reload)
-
-
-def migrate(_: argparse.Namespace) -> int:
-    from app.chassis import logs, storage
-    from app.chassis import migrate as migrations
-
-    settings = load_settings()
-    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    storage.prepare(settings)
-    with storage.locked(settings.database_path):
-        migrations.upgrade(settings.database_path)
-    return 0
-
-
-def check(options: argparse.Namespace) -> int:
-    from app.chassis import check as checks
-
-    given = None if options.variables is None else checks.read_variables(options.variables)
-    findings = checks.run(given)
-    print(checks.as_json(findings) if options.json else checks.as_text(findings))
-    return 1 if checks.is_failed(findings) else 0
-
-
-def show_settings(_: argparse.Namespace) -> int:
-    from app.chassis import assembly, variables
-
-    print("\n".join(variables.lines(assembly.settings_class())))
-    return 0
-
-
-def status(options: argparse.Namespace) -> int:
-    import json
-
-    from app.chassis import status as statuses
-
-    found = statuses.report(load_settings())
-    print(json.dumps(found, indent=2) if options.json else "\n".join(statuses.lines(found)))
-    return 1 if found["status"] == "failed" else 0
-
-
-def backup(options: argparse.Namespace) -> int:
-    from app.chassis import backup as backups
-    from app.chassis import storage
-
-    settings = load_settings()
-    if options.target is None and settings.app_uid is not None:
-        # A root shell also has to work as the service's user, because the service rotates these
-        storage.prepare(settings)
-    copy = backups.backup(
-        settings.database_path,
-        options.target,
-        compress=options.gzip,
-        keep=options.keep,
-        reserve=settings.min_free_bytes,
-    )
-    print(f"{copy}: {copy.stat().st_size} bytes")
-    return 0
-
-
-def restore(options: argparse.Namespace) -> int:
-    import tempfile
-
-    from app.chassis import assembly, logs, storage
-    from app.chassis import backup as backups
-
-    settings = load_settings()
-    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    storage.prepare(settings)
-    database = settings.database_path
-    with storage.locked(database):
-        backups.tidy(database)
-        with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
-            copy, name = options.file, str(options.file)
-            if copy is None:
-                copy = Path(directory, "copy.db")
-                name = "the newest copy" if options.at is None else f"the copy of {options.at}"
-                if not assembly.fetch(settings, copy, options.at):
-                    raise StartupError(f"Restore: there is no copy{limit(options.at)}.")
-            kept = backups.restore(copy, database, dry_run=options.dry_run, name=name)
-    if options.dry_run:
-        print(f"{name} can be restored")
-        return 0
-    print(f"{name} is now the database {database}")
-    if kept is not None:
-        print(f"The one before is kept as {kept}")
-    return 0
-
-
-def template(options: argparse.Namespace) -> int:
-    """Hand over to the template's command, which takes the place of this process.
-
-    Its exit code is 0 if this is in step, 1 if it is behind, changed or has something to settle,
-    and 2 if that cannot be told or done.
-    """
-    from app.chassis import template as templates
-
-    templates.hand_over([options.task, *options.options])
-
-
-def limit(at: datetime | None) -> str:
-    return "" if at is None else f" of {at} or before"
 
 
 def positive(text: str) -> int:
@@ -241,3 +116,245 @@ def moment(text: str) -> datetime:
     if value > datetime.now(UTC):
         raise argparse.ArgumentTypeError("is in the future")
     return value
+
+
+def load_settings() -> "ChassisSettings":
+    from app.chassis import assembly
+
+    return assembly.settings_class().load()
+
+
+def prepared_settings() -> "ChassisSettings":
+    """Return the settings for a command that changes the database, with log and volume ready."""
+    from app.chassis import logs, storage
+
+    settings = load_settings()
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    storage.prepare(settings)
+    return settings
+
+
+def start(_: argparse.Namespace) -> int:
+    with garbage.collection_paused():
+        from app.chassis import serve
+
+        settings = load_settings()
+    serve.start(settings)
+
+
+def serve(options: argparse.Namespace) -> int:
+    from app.chassis import serve
+
+    serve.serve(load_settings(), reload=options.reload)
+
+
+def migrate(_: argparse.Namespace) -> int:
+    from app.chassis import migrate, storage
+
+    database = prepared_settings().database_path
+    with storage.locked(database):
+        migrate.upgrade(database)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from app.chassis import check
+
+    given = None if options.variables is None else check.read_variables(options.variables)
+    findings = check.run(given)
+    print(check.as_json(findings) if options.json else check.as_text(findings))
+    return 1 if check.is_failed(findings) else 0
+
+
+def settings(_: argparse.Namespace) -> int:
+    from app.chassis import assembly, variables
+
+    print("\n".join(variables.lines(assembly.settings_class())))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    from app.chassis import assembly, health
+
+    settings = load_settings()
+    found = health.figures(settings, assembly.Monitor(settings).health_checks)
+    print(json.dumps(found, indent=2) if options.json else "\n".join(health.figure_lines(found)))
+    return 1 if found["status"] == "failed" else 0
+
+
+def backup(options: argparse.Namespace) -> int:
+    from app.chassis import backup, storage
+
+    settings = load_settings()
+    if options.target is None and settings.app_uid is not None:
+        # A root shell also has to work as the service's user, because the service rotates these
+        storage.prepare(settings)
+    copy = backup.backup(
+        settings.database_path,
+        options.target,
+        compress=options.gzip,
+        keep=options.keep,
+        reserve=settings.min_free_bytes,
+    )
+    print(f"{copy}: {copy.stat().st_size} bytes")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    from app.chassis import assembly, backup, storage
+
+    settings = prepared_settings()
+    database = settings.database_path
+    with storage.locked(database):
+        backup.tidy(database)
+        with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
+            copy, name = options.file, str(options.file)
+            if copy is None:
+                copy = Path(directory, "copy.db")
+                name = "the newest copy" if options.at is None else f"the copy of {options.at}"
+                if not assembly.fetch(settings, copy, options.at):
+                    limit = "" if options.at is None else f" of {options.at} or before"
+                    raise StartupError(f"Restore: there is no copy{limit}.")
+            kept = backup.restore(copy, database, dry_run=options.dry_run, name=name)
+    if options.dry_run:
+        print(f"{name} can be restored")
+        return 0
+    print(f"{name} is now the database {database}")
+    if kept is not None:
+        print(f"The one before is kept as {kept}")
+    return 0
+
+
+class TemplateError(StartupError):
+    """Error that says why the template's command cannot be found, without any credentials."""
+
+    exit_code = 2
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(re.sub(r"//[^/@]*@", "//", f"Template: {reason}"))
+
+
+def template(options: argparse.Namespace) -> NoReturn:
+    """Replace this process with `trackbed`, the template's command for its projects.
+
+    `uvx` runs it from the template's newest release. It has to work before the dependencies are
+    installed, so everything from here on needs nothing but Python's standard library. Its exit code
+    is 0 if this is in step, 1 if it is behind, changed or has something to settle, and 2 if that
+    cannot be told or done.
+
+    Raises:
+        TemplateError: There is no `uvx`, no version recorded, or no release to take it from.
+    """
+    file, version, source = recorded()
+    address = address_of(source)
+    uvx = find_uvx()
+    package = f"git+{address}@{newest_release(address, version)}"
+    run = [*uvx, "--quiet", "--python", sys.executable, "--from", package, "trackbed"]
+    os.execv(uvx[0], [*run, "-C", str(ROOT), options.task, *options.options, "-a", file])
+
+
+def find_uvx() -> list[str]:
+    """Return the command that runs a package. `uv run` sets UV to the place of uv."""
+    if uvx := shutil.which("uvx"):
+        return [uvx]
+    if uv := os.environ.get("UV") or shutil.which("uv"):
+        return [uv, "tool", "run"]
+    raise TemplateError(
+        "uvx is missing, which runs its command; install uv (https://docs.astral.sh/uv/)."
+    )
+
+
+def recorded() -> tuple[str, str, str]:
+    """Return the name of the template's answers file, with the version and the source in it.
+
+    Raises:
+        TemplateError: It is missing, is not the only one, or lacks one of both.
+    """
+    files = sorted(ROOT.glob(".copier-answers*.y*ml"))
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    # Another template may have left its answers as well, but this one asks for the volume
+    ours = [name for name, text in texts.items() if re.search("^volume_path: ", text, re.M)]
+    if len(ours) != 1:
+        told = f"keep one of {', '.join(ours)}" if ours else ".copier-answers.yml is missing"
+        raise TemplateError(f"{told}; take it from the repository's history.")
+    # YAML breaks a long text into several lines
+    text = texts[ours[0]].replace("\n  ", " ")
+    version, source = (re.search(f"^{key}: (.+)$", text, re.M) for key in ("_commit", "_src_path"))
+    if version is None or source is None:
+        raise TemplateError(
+            f"{ours[0]} has no version of the template. The project was copied from one "
+            "without releases; copy it again over this one from a release."
+        )
+    return ours[0], unquoted(version[1]), unquoted(source[1])
+
+
+def unquoted(text: str) -> str:
+    """Return a text as it was before YAML quoted it."""
+    is_quoted = text.startswith("'") and text.endswith("'")
+    return text[1:-1].replace("''", "'") if is_quoted else text
+
+
+def address_of(source: str) -> str:
+    """Return the address of one of Copier's sources, in the form that git and uv take.
+
+    Raises:
+        TemplateError: It is a relative path that leads to no template from here.
+    """
+    for short, host in {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}.items():
+        if source.startswith(short):
+            return f"{host}{source.removeprefix(short).lstrip('/').removesuffix('.git')}.git"
+    source = source.removeprefix("git+")
+    if "://" in source:
+        return source
+    if re.match(r"[\w.-]+@[\w.-]+:", source):
+        return f"ssh://{source.replace(':', '/', 1)}"
+    given = Path(source).expanduser()
+    path = (ROOT / given).resolve()
+    if not given.is_absolute() and not (path / "copier.yml").is_file():
+        raise TemplateError(
+            f"{source} led to the template only from where this was copied; write its "
+            "address into _src_path of .copier-answers.yml, and commit that."
+        )
+    return path.as_uri()
+
+
+def newest_release(address: str, version: str) -> str:
+    """Return the tag of the newest release, which is not older than the recorded version.
+
+    Raises:
+        TemplateError: The template cannot be asked, or has none.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "ls-remote", "--tags", "--refs", "--", address],  # noqa: S607
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or "no answer in 120 s"
+        raise TemplateError(f"git cannot ask {address}: {reason}.") from None
+    if done.returncode:
+        told = re.search(r"^(?:fatal|error): (.+)", done.stderr, re.M | re.I)
+        raise TemplateError(
+            f"{address} cannot be read: {told[1] if told else 'git failed'}; if the template is "
+            "somewhere else, write its address into _src_path of .copier-answers.yml, and commit "
+            "that."
+        )
+    found = re.findall(r"\trefs/tags/(v?\d+(?:\.\d+)*)$", done.stdout, re.M)
+    newest = max(found, key=number, default="")
+    # A commit that is no release is recorded by its hash, whose first digits are no version
+    known = () if re.fullmatch(r"[0-9a-f]{7,64}", version) else number(version)
+    if not newest or number(newest) < known:
+        raise TemplateError(
+            f"{address} has no release that is {version} or newer; fetch its tags there."
+        )
+    return newest
+
+
+def number(version: str) -> tuple[int, ...]:
+    """Return a version as numbers to compare, or nothing if it is no version."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(map(int, match[1].split("."))) if match else ()

@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.requests import HTTPConnection
 
+from app.chassis.checks.finding import Degraded
 from app.chassis.sessions import (
     BlockSession,
     CursorKeeper,
@@ -40,7 +41,6 @@ from app.chassis.sessions import (
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 from app.chassis.threads import Threads, Work, call_each
 from app.chassis.times import STORED
-from app.chassis.verdict import Degraded
 
 logger = logging.getLogger(__name__)
 

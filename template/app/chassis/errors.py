@@ -1,11 +1,6 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Errors that end the process with one clear line instead of a traceback."""
 
-import os
-from typing import Final
-
-EX_CONFIG: Final = getattr(os, "EX_CONFIG", 78)
-
 
 class StartupError(Exception):
     """Error that keeps the service from starting. The message says what to change."""
@@ -16,7 +11,7 @@ class StartupError(Exception):
 class ConfigurationError(StartupError):
     """Error for settings that must not be served with. It carries every problem found."""
 
-    exit_code = EX_CONFIG
+    exit_code = 78  # EX_CONFIG of sysexits.h
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems

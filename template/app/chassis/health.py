@@ -1,34 +1,38 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Health routes. `/health` checks the database, `/health/live` only that the process answers.
+"""Health of the service: the routes for monitors, and `python -m app status` for people.
 
-A pooled `SELECT 1` goes on answering after the file is deleted or replaced, or its volume is
-unmounted. So `/health` opens the file afresh, takes the write lock, reads the schema's revision
-and releases the lock. Requests at the same time share one check, which begins after they asked.
+`/health` checks the database, and `/health/live` only that the process answers. A pooled `SELECT 1`
+goes on answering after the file is deleted or replaced, or its volume is unmounted. So `/health`
+opens the file afresh, takes the write lock, reads the schema's revision and releases the lock.
+Requests at the same time share one check, which begins after they asked.
 """
 
 import asyncio
 import inspect
 import logging
-import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import shutil
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing
 from contextvars import Context
-from typing import Final, Generic, NotRequired, TypedDict, TypeVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Generic, NotRequired, TypedDict, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.chassis import migrate, verdict
+from app.chassis import backup, migrate, storage
+from app.chassis.checks import finding
+from app.chassis.checks.finding import Degraded as Degraded
+from app.chassis.checks.finding import Details, HealthProblem, HealthStatus
+from app.chassis.checks.finding import HealthCheck as HealthCheck
+from app.chassis.checks.finding import Unhealthy as Unhealthy
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import open_database, sqlite3
-from app.chassis.verdict import Degraded, Details, Status, Verdict
-
-# Services that come from the first release import these two from here
-from app.chassis.verdict import HealthCheck as HealthCheck
-from app.chassis.verdict import Unhealthy as Unhealthy
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +42,22 @@ CHECK_TIMEOUT: Final = 3.0
 LOCK_TIMEOUT: Final = 2.0
 """Seconds to wait for the database's write lock."""
 
+LEVELS: Final[dict[HealthStatus, int]] = {
+    "ok": logging.INFO,
+    "degraded": logging.WARNING,
+    "failed": logging.ERROR,
+}
+"""Level at which each status is logged. The worse the status, the higher the level."""
 
-Limiters = Mapping[str, anyio.CapacityLimiter]
-
+REASONS: Final = {
+    sqlite3.SQLITE_BUSY: "the database is locked",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_FULL: "the volume is full",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+    sqlite3.SQLITE_NOTADB: "the file is not a database",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged",
+}
+"""Messages for SQLite's errors, because the driver's own text can contain paths and SQL."""
 
 Result = TypeVar("Result")
 
@@ -56,34 +73,26 @@ class Coalesced(Generic[Result]):
 
     def __init__(self, function: Callable[[], Awaitable[Result]]) -> None:
         self.function = function
-        self.next: asyncio.Future[Result] | None = None
-        self.runs: asyncio.Task[None] | None = None
+        self.current: asyncio.Task[Result] | None = None
+        self.next: asyncio.Task[Result] | None = None
 
     async def __call__(self) -> Result:
         """Return the result of the next run, or raise its exception."""
-        if self.next is None:
-            self.next = asyncio.get_running_loop().create_future()
-        mine = self.next
-        if self.runs is None or self.runs.done():
+        if self.next is None or self.next.done():
             # The run belongs to no request, because the first caller may be gone before its end
-            self.runs = asyncio.create_task(self.run(), context=Context())
-        return await asyncio.shield(mine)
+            self.next = asyncio.create_task(self.run(), context=Context())
+        return await asyncio.shield(self.next)
 
-    async def run(self) -> None:
-        """Run the function until nobody waits."""
-        while (future := self.next) is not None:
-            self.next = None
-            try:
-                future.set_result(await self.function())
-            except asyncio.CancelledError:
-                future.cancel()
-                raise
-            except Exception as error:
-                future.set_exception(error)
+    async def run(self) -> Result:
+        """Run the function when the run before has ended."""
+        if self.current is not None and not self.current.done():
+            await asyncio.wait([self.current])
+        self.current, self.next = self.next, None
+        return await self.function()
 
 
 class CheckResult(TypedDict):
-    status: Status
+    status: HealthStatus
     message: NotRequired[str]
     details: NotRequired[Details]
 
@@ -92,22 +101,26 @@ Outcome = tuple[CheckResult, Exception | None]
 """Result of a check, and the error that it raised, which only the log may show."""
 
 
-class Health(TypedDict):
-    status: Status
-    version: str
-    environment: str
-    checks: dict[str, CheckResult]
+class Health:
+    """Checks of /health, made once when the service starts.
 
+    Args:
+        settings: The limits, and the version and environment shown.
+        file: The database file that the service has started with.
+        extra: Further checks by name. See HealthCheck.
+    """
 
-class DatabaseHealth:
-    """Checks of /health for the database and its volume, made once when the service starts."""
-
-    def __init__(self, settings: CoreSettings, file: DatabaseFile) -> None:
+    def __init__(
+        self, settings: CoreSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
+    ) -> None:
         self.settings = settings
         self.path = settings.database_path
         self.file = file
         self.known = migrate.known_revisions()
         self.heads = migrate.head_revisions()
+        self.checks = {"database": self.database, "disk": self.disk, **extra}
+        # The checks have threads of their own, because all the routes' may wait for the database
+        self.limiters = {name: anyio.CapacityLimiter(1) for name in self.checks}
 
     def database(self) -> None:
         """Check that the file is there, is a database, is writable, and has this code's schema."""
@@ -116,47 +129,48 @@ class DatabaseHealth:
         if self.file.is_read_only():
             raise Unhealthy("the database is read-only")
         try:
-            connection = open_database(self.path, busy_timeout=LOCK_TIMEOUT)
-            try:
+            with closing(open_database(self.path, busy_timeout=LOCK_TIMEOUT)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 current = migrate.current_revisions(connection)
                 connection.execute("ROLLBACK")
-            finally:
-                connection.close()
         except sqlite3.DatabaseError as error:
-            raise Unhealthy(explain(error)) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            raise Unhealthy(REASONS.get(code, "the database does not answer")) from error
         if not migrate.is_migrated(current, self.known, self.heads):
             raise Unhealthy("the database is not at this release's schema")
 
     def disk(self) -> None:
         """Check that the volume has room for more than a few transactions."""
         try:
-            status = os.statvfs(self.path.parent)
+            free = shutil.disk_usage(self.path.parent).free
         except OSError as error:
             raise Unhealthy("the database's directory is missing") from error
-        free = status.f_bavail * status.f_frsize
         if free < self.settings.min_free_bytes:
             raise Unhealthy("the volume is full")
         if free < self.settings.low_free_bytes:
             raise Degraded("the volume is nearly full")
 
+    async def outcomes(self) -> dict[str, Outcome]:
+        """Run the checks at the same time, and return the outcome of each."""
+        pairs = zip(self.checks.values(), self.limiters.values(), strict=True)
+        outcomes = await asyncio.gather(*(run_check(*pair) for pair in pairs))
+        return dict(zip(self.checks, outcomes, strict=True))
 
-def explain(error: sqlite3.DatabaseError) -> str:
-    """Return a message of our own, because the driver's text can contain paths and SQL."""
-    reasons = {
-        sqlite3.SQLITE_BUSY: "the database is locked",
-        sqlite3.SQLITE_READONLY: "the database is read-only",
-        sqlite3.SQLITE_FULL: "the volume is full",
-        sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
-        sqlite3.SQLITE_NOTADB: "the file is not a database",
-        sqlite3.SQLITE_CORRUPT: "the database is damaged",
-    }
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return reasons.get(code & 0xFF, "the database does not answer")
+    def report(self, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+        """Return what everybody may see."""
+        return {
+            "status": worst(outcomes),
+            "version": self.settings.app_version,
+            "environment": self.settings.environment,
+            "checks": {name: result for name, (result, _) in outcomes.items()},
+        }
 
 
 async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outcome:
     """Run one check with a time limit, whatever it does."""
+    result: CheckResult = {"status": "ok"}
+    details: Any = None
+    error: Exception | None = None
     try:
         with anyio.fail_after(CHECK_TIMEOUT):
             if inspect.iscoroutinefunction(check):
@@ -165,41 +179,20 @@ async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outco
                 details = await anyio.to_thread.run_sync(
                     check, limiter=limiter, abandon_on_cancel=True
                 )
-    except Verdict as verdict:
-        return failed(verdict), verdict
+    except HealthProblem as problem:
+        error, details = problem, problem.details
+        result = {"status": problem.status, "message": str(problem)}
     except TimeoutError:
-        return {"status": "failed", "message": f"no answer within {CHECK_TIMEOUT:.0f} s"}, None
-    except Exception as error:
-        return {"status": "failed", "message": "the check itself failed"}, error
-    return passed(details), None
+        result = {"status": "failed", "message": f"no answer within {CHECK_TIMEOUT:.0f} s"}
+    except Exception as unexpected:
+        error = unexpected
+        result = {"status": "failed", "message": "the check itself failed"}
+    return (result if details is None else {**result, "details": details}), error
 
 
-def passed(details: Details | None) -> CheckResult:
-    return {"status": "ok"} if details is None else {"status": "ok", "details": details}
-
-
-def failed(verdict: Verdict) -> CheckResult:
-    result: CheckResult = {"status": verdict.status, "message": str(verdict)}
-    return result if verdict.details is None else {**result, "details": verdict.details}
-
-
-def worst(results: Iterable[CheckResult]) -> Status:
+def worst(outcomes: Mapping[str, Outcome]) -> HealthStatus:
     """Return the status of the whole, which is that of its worst part."""
-    order: tuple[Status, ...] = ("ok", "degraded", "failed")
-    return max((result["status"] for result in results), key=order.index, default="ok")
-
-
-async def check_all(checks: Mapping[str, HealthCheck], limiters: Limiters) -> dict[str, Outcome]:
-    """Run the checks at the same time, and return the outcomes in the order of the checks."""
-    results: dict[str, Outcome] = {}
-
-    async def run(name: str) -> None:
-        results[name] = await run_check(checks[name], limiters[name])
-
-    async with anyio.create_task_group() as group:
-        for name in checks:
-            group.start_soon(run, name)
-    return {name: results[name] for name in checks}
+    return max((result["status"] for result, _ in outcomes.values()), key=LEVELS.__getitem__)
 
 
 class Changes:
@@ -209,72 +202,46 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self.seen = bytes(verdict.HEALTH).rstrip(b"\0")
+        self.seen = finding.HEALTH[:]
 
     def note(self, outcomes: Mapping[str, Outcome]) -> None:
         """Log the state if it differs from the last one. Figures in it do not count."""
         told, unexpected = [], None
         for name, (result, error) in outcomes.items():
             if result["status"] != "ok":
-                expected = isinstance(error, Verdict)
-                cause = error.__cause__ if isinstance(error, Verdict) else error
-                unexpected = unexpected or (None if expected else error)
+                cause = error.__cause__ if isinstance(error, HealthProblem) else error
+                unexpected = unexpected or (None if isinstance(error, HealthProblem) else error)
                 reason = f"{result.get('message')} ({cause})" if cause else result.get("message")
                 told.append(f"{name} {result['status']}: {reason}")
         text = "; ".join(told)
-        size = len(verdict.HEALTH)
-        state = re.sub(rb"[0-9]+", b"", text.encode(errors="replace"))[:size]
+        size = len(finding.HEALTH)
+        state = re.sub(rb"[0-9]+", b"", text.encode(errors="replace"))[:size].ljust(size, b"\0")
         if state == self.seen:
             return
         self.seen = state
-        if state == bytes(verdict.HEALTH).rstrip(b"\0"):
+        if state == finding.HEALTH[:]:
             return
-        verdict.HEALTH[:] = state.ljust(size, b"\0")
-        status = worst(result for result, _ in outcomes.values())
-        level = {"ok": logging.INFO, "degraded": logging.WARNING, "failed": logging.ERROR}[status]
+        finding.HEALTH[:] = state
+        level = LEVELS[worst(outcomes)]
         logger.log(level, "/health: %s", text or "all is well again", exc_info=unexpected)
 
 
-def add_routes(
-    app: FastAPI, settings: CoreSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
-) -> None:
+def add_routes(app: FastAPI, health: Health) -> None:
     """Add the two health routes.
 
     They are Starlette's own routes, because every other request is matched against them first.
-
-    Args:
-        app: The application.
-        settings: The limits, and the version and environment shown.
-        file: The database file that the service has started with.
-        extra: Further checks by name. See HealthCheck.
     """
-    built_in = DatabaseHealth(settings, file)
-    checks: dict[str, HealthCheck] = {
-        "database": built_in.database,
-        "disk": built_in.disk,
-        **extra,
-    }
-    # The checks have threads of their own, because all the routes' may wait for the database
-    limiters = {name: anyio.CapacityLimiter(1) for name in checks}
-
     changes = Changes()
 
     async def examine() -> tuple[int, bytes]:
-        outcomes = await check_all(checks, limiters)
+        outcomes = await health.outcomes()
         changes.note(outcomes)
-        results = {name: result for name, (result, _) in outcomes.items()}
-        status = worst(results.values())
-        body: Health = {
-            "status": status,
-            "version": settings.app_version,
-            "environment": settings.environment,
-            "checks": results,
-        }
-        return 503 if status == "failed" else 200, bytes(JSONResponse(body).body)
+        report = health.report(outcomes)
+        return 503 if report["status"] == "failed" else 200, bytes(JSONResponse(report).body)
 
     examined = Coalesced(examine)
 
-    async def health(_: Request) -> Response:
+    async def answer(_: Request) -> Response:
         """Answer 200 if the service can do its work, or 503 with what is wrong.
 
         200 with the status `degraded` means that it can, and that somebody should look.
@@ -287,5 +254,77 @@ def add_routes(
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     # Starlette adds HEAD to GET, and monitors ask with HEAD
-    app.add_route("/health", health, ["GET"], include_in_schema=False)
+    app.add_route("/health", answer, ["GET"], include_in_schema=False)
     app.add_route("/health/live", live, ["GET"], include_in_schema=False)
+
+
+def figures(settings: CoreSettings, extra: Mapping[str, HealthCheck]) -> dict[str, Any]:
+    """Return what /health knows, with the sizes and ages behind it, and change nothing.
+
+    Sizes are in bytes and ages in seconds. A figure that nobody can know is None.
+    """
+    database = settings.database_path
+    health = Health(settings, DatabaseFile(database), extra)
+    report = health.report(anyio.run(health.outcomes))
+    checks = report.pop("checks")
+    newest = next(iter(backup.copies(backup.backups_directory(database), database)), None)
+    return {
+        **report,
+        "running": storage.is_locked(database),
+        "database": str(database),
+        "database_bytes": known(lambda: health.file.path.stat().st_size),
+        "wal_bytes": known(lambda: health.file.log.stat().st_size),
+        "free_bytes": known(lambda: shutil.disk_usage(database.parent).free),
+        "revision": known(lambda: revision(database)),
+        "newest_backup": newest and str(newest.path),
+        "newest_backup_age": newest and (datetime.now(UTC) - newest.made).total_seconds(),
+        "checks": checks,
+    }
+
+
+def known(measure: Callable[[], Result]) -> Result | None:
+    try:
+        return measure()
+    except (OSError, sqlite3.DatabaseError):
+        return None
+
+
+def revision(database: Path) -> str | None:
+    with closing(open_database(database)) as connection:
+        return ", ".join(sorted(migrate.current_revisions(connection))) or None
+
+
+def figure_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of `status` for a person."""
+    age = found["newest_backup_age"]
+    copy = "none on the volume" if age is None else f"{found['newest_backup']}, {ago(age)}"
+    shown = {
+        "status": found["status"],
+        "version": f"{found['version']} ({found['environment']})",
+        "service": "running" if found["running"] else "stopped",
+        "database": f"{found['database']}, {in_words(found['database_bytes'])}",
+        "log (WAL)": in_words(found["wal_bytes"] or 0),
+        "free space": in_words(found["free_bytes"]),
+        "revision": found["revision"] or "none",
+        "newest backup": copy,
+    }
+    for label, value in shown.items():
+        yield f"{label:<14} {value}"
+    for name, result in found["checks"].items():
+        details = ", ".join(f"{key} {value}" for key, value in result.get("details", {}).items())
+        parts = [result["status"], result.get("message"), details]
+        yield f"{name:<14} {'; '.join(filter(None, parts))}"
+
+
+def in_words(count: int | None) -> str:
+    if count is None:
+        return "missing"
+    return f"{count} bytes" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago it was, in the largest unit that says something."""
+    units = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    unit = next((name for name, length in units.items() if seconds >= length), "second")
+    count = int(seconds // units[unit])
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"

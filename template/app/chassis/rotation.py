@@ -21,10 +21,18 @@ from typing import Final
 from pydantic import Field, field_validator
 
 from app.chassis import backup
-from app.chassis.checks.finding import Finding, ok, skipped, warning
+from app.chassis.checks.finding import (
+    Degraded,
+    Details,
+    Finding,
+    HealthCheck,
+    Monitor,
+    ok,
+    skipped,
+    warning,
+)
 from app.chassis.errors import StartupError
 from app.chassis.settings import CoreSettings
-from app.chassis.verdict import Degraded, Details, HealthCheck, Monitor
 
 logger = logging.getLogger(__name__)
 

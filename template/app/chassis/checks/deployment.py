@@ -16,8 +16,6 @@ from app.chassis.settings import PROJECT_ROOT
 RAILWAY_JSON_ENDS: Final = date(2026, 12, 1)
 """First day on which Railway reads no railway.json (docs.railway.com, config as code)."""
 
-READS_RAILWAY_JSON: Final = re.compile(r"[\"']railway\.json[\"']")
-
 START_COMMANDS: Final = {
     "Procfile": re.compile(r"^web: *(.+?) *$", re.MULTILINE),
     "railway.json": re.compile(r'"startCommand": *"(.*?)"'),
@@ -46,11 +44,11 @@ def lock_file(root: Path = PROJECT_ROOT) -> Finding:
     """Check that a build installs what was tested. A uv workspace has one uv.lock, at its root."""
     name = "deploy.uv-lock"
     missing = failed(name, "uv.lock is missing", "run `uv sync` and commit the file it writes")
-    locks = [directory / "uv.lock" for directory in (root, *root.parents)]
-    lock = next((lock for lock in locks if lock.is_file()), None)
-    if lock is None:
+    places = (root, *root.parents)
+    place = next((place for place in places if (place / "uv.lock").is_file()), None)
+    if place is None:
         return missing
-    shown = "uv.lock" if lock == locks[0] else f"the workspace's {lock}"
+    shown = "uv.lock" if place == root else f"the workspace's {place / 'uv.lock'}"
     # uv need not be on the path, but `uv run` says where it is
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
@@ -100,7 +98,8 @@ def railway_json(today: date, root: Path = PROJECT_ROOT) -> Finding:
     name = "deploy.railway-json"
     program = root / ".railway" / "railway.py"
     there = (root / "railway.json").is_file()
-    if program.is_file() and READS_RAILWAY_JSON.search(program.read_text(encoding="utf-8")):
+    reads = r"[\"']railway\.json[\"']"
+    if program.is_file() and re.search(reads, program.read_text(encoding="utf-8")):
         if there:
             return ok(name, ".railway/railway.py declares what railway.json says")
         return failed(
@@ -158,6 +157,6 @@ def unsettled(root: Path = PROJECT_ROOT) -> Finding:
         or (path.stat().st_size < LARGEST_TEXT and CONFLICT.search(path.read_bytes()))
     ]
     if left:
-        shown = ", ".join(sorted(left))
-        return failed(name, f"conflicts are left in {shown}", "settle them, and delete *.rej files")
+        verdict = f"conflicts are left in {', '.join(sorted(left))}"
+        return failed(name, verdict, "settle them, and delete *.rej files")
     return ok(name, "no file has a conflict left in it")

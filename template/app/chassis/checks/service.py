@@ -1,14 +1,26 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Checks of hosts, origins, proxies and workers. The settings may be allowed, but not meant."""
+"""Checks of the settings, the workers and the routes, which may be allowed but not meant."""
 
+import inspect
 import ipaddress
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from app.chassis import answers
-from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.security.base import SecurityBase
+from starlette.routing import BaseRoute
+
+from app.chassis import answers, assembly
+from app.chassis.assembly import ChassisSettings
+from app.chassis.checks.finding import Finding, FindingStatus, failed, ok, skipped, warning
+from app.chassis.database import get_writer
 from app.chassis.settings import EDGE_NETWORK, CoreSettings
 
 DRAINING: Final = "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"
@@ -52,93 +64,98 @@ MEMORY_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+SIGN_IN: Final = "sign-in"
+"""Tag of routes that people need before they have signed in."""
+
+SHOWN: Final = 5
+"""Maximum number of routes in a verdict."""
+
 
 def check(settings: CoreSettings, variables: Mapping[str, str]) -> Iterator[Finding]:
     """Check the settings, wherever they come from."""
-    yield backend_url(settings)
-    yield hosts(settings)
-    yield origins(settings)
-    yield proxies(settings)
-    yield docs(settings)
+    yield from network(settings)
     yield draining(settings, variables)
-    yield strategy()
-    yield from warnings(settings)
-
-
-def warnings(settings: CoreSettings) -> Iterator[Finding]:
-    """Yield the warnings of the settings themselves that no check above is about."""
+    yield STRATEGIES[answers.BACKUP]
     for text in settings.warnings():
-        name, _, message = text.partition(": ")
-        verdict, _, advice = message.partition("; ")
-        if name not in {"BACKEND_URL", "DATABASE_URL"}:
-            yield warning(f"settings.{name}", verdict, advice)
+        found = of_setting("warning", text)
+        # The addresses and the volume have checks of their own
+        if found.id not in {"settings.BACKEND_URL", "settings.DATABASE_URL"}:
+            yield found
 
 
-def backend_url(settings: CoreSettings) -> Finding:
-    name = "network.backend-url"
-    if not settings.production:
-        return ok(name, settings.backend_url)
-    if not settings.backend_url:
-        return warning(
-            name,
+def of_setting(status: FindingStatus, text: str) -> Finding:
+    """Return the finding for one of the settings' messages, `NAME: verdict; advice`."""
+    name, _, message = text.partition(": ")
+    verdict, _, advice = message.partition("; ")
+    return Finding(f"settings.{name}", status, verdict, advice or f"correct {name}")
+
+
+def network(settings: CoreSettings) -> Iterator[Finding]:
+    """Check who can reach the service, and who can pretend to be somebody else."""
+    production, url = settings.production, settings.backend_url
+    if production and not url:
+        yield warning(
+            "network.backend-url",
             "no public address is known",
             "create a domain with `railway domain`, or set BACKEND_URL",
         )
-    if settings.backend_url.startswith("http:"):
-        return warning(
-            name, f"{settings.backend_url} is not encrypted", "set BACKEND_URL to https://..."
+    else:
+        yield warning_if(
+            production and url.startswith("http:"),
+            "network.backend-url",
+            f"{url} is not encrypted",
+            "set BACKEND_URL to https://...",
+            otherwise=url,
         )
-    return ok(name, settings.backend_url)
+    yield warning_if(
+        production and "*" in settings.allowed_hosts,
+        "network.hosts",
+        "ALLOWED_HOSTS answers every host name, so links can be forged",
+        "list the names, or unset it: Railway's and BACKEND_URL's are known",
+        otherwise=", ".join(settings.allowed_hosts),
+    )
+    plain = next((one for one in settings.cors_origins if one.startswith("http:")), None)
+    yield warning_if(
+        production and plain,
+        "network.cors",
+        f"CORS_ORIGINS has {plain}, which is not encrypted",
+        "list https:// only",
+        otherwise=", ".join(settings.cors_origins) or "no web page of another origin may call",
+    )
+    yield proxies(settings)
+    yield warning_if(
+        production and settings.docs_enabled,
+        "network.docs",
+        "/docs and /openapi.json show the whole API to everyone",
+        "unset DOCS_ENABLED, unless the API is meant to be public",
+        otherwise="on" if settings.docs_enabled else "off",
+    )
 
 
-def hosts(settings: CoreSettings) -> Finding:
-    if settings.production and "*" in settings.allowed_hosts:
-        return warning(
-            "network.hosts",
-            "ALLOWED_HOSTS answers every host name, so links can be forged",
-            "list the names, or unset it: Railway's and BACKEND_URL's are known",
-        )
-    return ok("network.hosts", ", ".join(settings.allowed_hosts))
-
-
-def origins(settings: CoreSettings) -> Finding:
-    name = "network.cors"
-    open_ones = [origin for origin in settings.cors_origins if origin.startswith("http:")]
-    if settings.production and open_ones:
-        return warning(
-            name, f"CORS_ORIGINS has {open_ones[0]}, which is not encrypted", "list https:// only"
-        )
-    return ok(name, ", ".join(settings.cors_origins) or "no web page of another origin may call")
+def warning_if(there: object, name: str, verdict: str, advice: str, otherwise: str) -> Finding:
+    """Return a warning if there is something to warn of, or else ok with another verdict."""
+    return warning(name, verdict, advice) if there else ok(name, otherwise)
 
 
 def proxies(settings: CoreSettings) -> Finding:
     """Check that no client can pretend to be another one."""
-    name = "network.proxy"
     networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
     wide = [str(network) for network in networks if network.prefixlen < NARROW[network.version]]
     if wide:
         return warning(
-            name,
+            "network.proxy",
             f"TRUSTED_PROXIES believes {wide[0]}, so clients can choose their address",
             "list the proxy alone; on Railway unset it",
         )
-    if settings.on_railway and EDGE_NETWORK not in settings.trusted_proxies:
-        return warning(
-            name,
-            "TRUSTED_PROXIES leaves Railway's edge out, so every client looks like the edge",
-            f"unset it, or add {EDGE_NETWORK}",
-        )
-    return ok(name, ", ".join(settings.trusted_proxies) or "no proxy is believed")
-
-
-def docs(settings: CoreSettings) -> Finding:
-    if settings.production and settings.docs_enabled:
-        return warning(
-            "network.docs",
-            "/docs and /openapi.json show the whole API to everyone",
-            "unset DOCS_ENABLED, unless the API is meant to be public",
-        )
-    return ok("network.docs", "on" if settings.docs_enabled else "off")
+    return warning_if(
+        settings.on_railway and EDGE_NETWORK not in settings.trusted_proxies,
+        "network.proxy",
+        "TRUSTED_PROXIES leaves Railway's edge out, so every client looks like the edge",
+        f"unset it, or add {EDGE_NETWORK}",
+        otherwise=", ".join(settings.trusted_proxies) or "no proxy is believed",
+    )
 
 
 def draining(settings: CoreSettings, variables: Mapping[str, str]) -> Finding:
@@ -149,34 +166,29 @@ def draining(settings: CoreSettings, variables: Mapping[str, str]) -> Finding:
         return skipped(name, "not on Railway")
     if not value.isdecimal():
         return skipped(name, f"{DRAINING} is not set; .railway/railway.py sets it for the service")
-    if int(value) < STOP_SECONDS:
-        return warning(
-            name,
-            f"{DRAINING} is {value}, and a stop may take {STOP_SECONDS} s",
-            f"set it to {STOP_SECONDS}",
-        )
-    return ok(name, f"{value} s")
-
-
-def strategy() -> Finding:
-    return STRATEGIES[answers.BACKUP]
+    return warning_if(
+        int(value) < STOP_SECONDS,
+        name,
+        f"{DRAINING} is {value}, and a stop may take {STOP_SECONDS} s",
+        f"set it to {STOP_SECONDS}",
+        otherwise=f"{value} s",
+    )
 
 
 def memory(settings: CoreSettings) -> Finding:
     """Check that the workers fit into the container's memory."""
-    name = "workers.memory"
-    needed = needed_bytes(settings.workers)
-    shown = f"WORKERS={settings.workers} take about {needed / 1e6:.0f} MB"
-    limit = memory_limit()
+    name, workers = "workers.memory", settings.workers
+    needed, limit = needed_bytes(workers), memory_limit()
+    shown = f"WORKERS={workers} take about {needed / 1e6:.0f} MB"
     if limit is None:
         return skipped(name, f"{shown}; this machine sets no limit")
     if needed > limit:
         return failed(
             name, f"{shown}, more than the limit of {limit / 1e6:.0f} MB", "set WORKERS=1"
         )
-    if needed > 0.7 * limit or settings.workers > 2 * (os.cpu_count() or 1) + 1:
-        return warning(name, f"{shown} of {limit / 1e6:.0f} MB", "set WORKERS=1")
-    return ok(name, f"{shown} of {limit / 1e6:.0f} MB")
+    shown = f"{shown} of {limit / 1e6:.0f} MB"
+    tight = needed > 0.7 * limit or workers > 2 * (os.cpu_count() or 1) + 1
+    return warning_if(tight, name, shown, "set WORKERS=1", otherwise=shown)
 
 
 def needed_bytes(workers: int) -> int:
@@ -195,3 +207,65 @@ def memory_limit() -> int | None:
         # Version 1 says "no limit" with a number near 2**63
         return int(value) if value.isdecimal() and int(value) < 2**60 else None
     return None
+
+
+def routes(settings: ChassisSettings) -> Finding:
+    """Make the application as the server does, and check its routes."""
+    name = "http.open-routes"
+    try:
+        logging.disable()
+        with redirect_stdout(sys.stderr):
+            made = assembly.make_application(settings).routes
+    except Exception as error:
+        return skipped(name, f"the application cannot be made here: {type(error).__name__}")
+    finally:
+        logging.disable(logging.NOTSET)
+    found = sorted(set(open_routes(made)))
+    if not found:
+        return ok(name, "whoever changes something has to say who it is")
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    verdict = f"open to everyone who finds the address: {', '.join(found[:SHOWN])}{more}"
+    signed_in = "oauth" in answers.FEATURES
+    way = "have them take a CurrentUser" if signed_in else "add the feature oauth"
+    advice = f"{way}, or a check of your own, unless they are meant to be"
+    return warning_if(settings.production, name, verdict, advice, otherwise=verdict)
+
+
+def open_routes(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
+    """Yield the method and path of each route that writes without asking who the client is."""
+    for route in iter_route_contexts(list(routes)):
+        if mounted := getattr(route, "routes", None):
+            yield from open_routes(mounted, f"{prefix}{route.path}")
+        if SIGN_IN in getattr(route, "tags", ()):
+            continue
+        dependencies = [*dependencies_of(route)]
+        writes = any(one.call is get_writer for one in dependencies)
+        for method in route.methods or ():
+            if (writes or method not in SAFE) and not any(map(is_guard, dependencies)):
+                yield f"{method} {prefix}{route.path}"
+
+
+def dependencies_of(route: RouteContext) -> Iterator[Dependant]:
+    """Yield a route's dependencies and those below them, also of a function that it wraps."""
+    dependant: Dependant | None = getattr(route, "dependant", None)
+    if dependant is None or dependant.call is None:
+        return
+    waiting = [dependant, get_dependant(path="/", call=inspect.unwrap(dependant.call))]
+    while waiting:
+        one = waiting.pop()
+        yield from one.dependencies
+        waiting += one.dependencies
+
+
+def is_guard(dependency: Dependant) -> bool:
+    """Return whether a dependency asks who the client is.
+
+    Such a dependency is the sign-in, FastAPI's security, or one of the service's own that sees
+    the request or takes a header or a cookie.
+    """
+    call: Any = dependency.call
+    if isinstance(call, SecurityBase) or call in [one.dependency for one in assembly.signed_in()]:
+        return True
+    sees = dependency.request_param_name or dependency.http_connection_param_name
+    own = not str(getattr(call, "__module__", "")).startswith("app.chassis.")
+    return own and bool(sees or dependency.header_params or dependency.cookie_params)

@@ -10,9 +10,9 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from app.chassis.checks.finding import Degraded, Details, HealthCheck, Monitor
 from app.chassis.litestream.control import BucketWaitError, ControlError, confirm, confirmed_at
 from app.chassis.litestream.settings import LitestreamSettings
-from app.chassis.verdict import Degraded, Details, HealthCheck, Monitor
 
 logger = logging.getLogger(__name__)
 

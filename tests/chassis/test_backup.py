@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.chassis import backup as backups
 from app.chassis import migrate
-from app.chassis.backup import backup, backups_directory, copies, fetch, restore, tidy
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
+from app.chassis.sqlite import backup as backups
+from app.chassis.sqlite.backup import backup, backups_directory, copies, fetch, restore, tidy
 from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 

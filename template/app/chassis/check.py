@@ -14,9 +14,10 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from app.chassis import assembly, features, replication
-from app.chassis.checks import database, deployment, routes, service, storage
+from app.chassis.checks import deployment, routes, service
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
+from app.chassis.sqlite import probes
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
 
@@ -40,11 +41,10 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings = [Finding("settings", "ok", f"{len(kind.model_fields)} settings are valid")]
         findings += service.check(settings, os.environ)
         if here:
-            findings += storage.check(settings)
-            findings += database.check(settings)
+            findings += probes.check(settings, assembly.metadata())
             findings.append(service.memory(settings))
         else:
-            findings.append(storage.database_path(settings))
+            findings.append(probes.database_path(settings))
             findings.append(
                 skipped("volume", "only known where it is mounted: run `check` there as well")
             )

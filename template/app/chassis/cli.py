@@ -123,13 +123,14 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def migrate(_: argparse.Namespace) -> int:
-    from app.chassis import logs, storage
+    from app.chassis import logs
     from app.chassis import migrate as migrations
+    from app.chassis.sqlite import volume
 
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    storage.prepare(settings)
-    with storage.locked(settings.database_path):
+    volume.prepare(settings)
+    with volume.locked(settings.database_path):
         migrations.upgrade(settings.database_path)
     return 0
 
@@ -161,13 +162,13 @@ def status(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
-    from app.chassis import backup as backups
-    from app.chassis import storage
+    from app.chassis.sqlite import backup as backups
+    from app.chassis.sqlite import volume
 
     settings = load_settings()
     if options.target is None and settings.app_uid is not None:
         # A root shell also has to work as the service's user, because the service rotates these
-        storage.prepare(settings)
+        volume.prepare(settings)
     copy = backups.backup(
         settings.database_path,
         options.target,
@@ -182,14 +183,15 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     import tempfile
 
-    from app.chassis import backup as backups
-    from app.chassis import logs, replication, storage
+    from app.chassis import logs, replication
+    from app.chassis.sqlite import backup as backups
+    from app.chassis.sqlite import volume
 
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    storage.prepare(settings)
+    volume.prepare(settings)
     database = settings.database_path
-    with storage.locked(database):
+    with volume.locked(database):
         backups.tidy(database)
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
             copy, name = options.file, str(options.file)

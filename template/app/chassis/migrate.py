@@ -21,10 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.chassis import features, integrity, storage
+from app.chassis import features
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
+from app.chassis.sqlite import integrity, volume
 from app.chassis.sqlite.driver import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
@@ -430,7 +431,7 @@ def prepared(settings: type[ChassisSettings]) -> Path:
 
     try:
         loaded = settings.load()
-        storage.prepare(loaded)
+        volume.prepare(loaded)
         require_database(loaded.database_path)
     except StartupError as error:
         raise CommandError(str(error)) from None

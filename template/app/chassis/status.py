@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from app.chassis import backup, migrate, replication, storage
+from app.chassis import migrate, replication
 from app.chassis.database import DatabaseFile
 from app.chassis.health import CheckResult, DatabaseHealth, failed, passed, worst
 from app.chassis.replication import ChassisSettings
+from app.chassis.sqlite import backup, volume
 from app.chassis.sqlite.driver import open_database, sqlite3
 from app.chassis.verdict import HealthCheck, Status, Verdict
 
@@ -51,7 +52,7 @@ def report(settings: ChassisSettings) -> Report:
         "status": worst(results.values()),
         "version": settings.app_version,
         "environment": settings.environment,
-        "running": storage.is_locked(database),
+        "running": volume.is_locked(database),
         "database": str(database),
         "database_bytes": size(database),
         "wal_bytes": size(database.with_name(f"{database.name}-wal")),

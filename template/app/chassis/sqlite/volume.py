@@ -1,11 +1,11 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Directory of the database, which is mounted, owned, writable, and locked by one service."""
+"""Volume of the database, which is mounted, owned, writable, and locked by one service."""
 
-import errno
 import fcntl
 import glob
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings, strip
@@ -25,7 +25,7 @@ WAIT_MESSAGE_EVERY: Final = 5.0
 LOCK_POLL: Final = 0.1
 
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
-"""Flags to open the lock's file, which never follow a symbolic link to another file."""
+"""Flags to open what is locked, which never follow a symbolic link to another file."""
 
 
 def prepare(settings: ChassisSettings) -> None:
@@ -35,12 +35,12 @@ def prepare(settings: ChassisSettings) -> None:
         StartupError: The volume is not mounted, the directory cannot be written, half of a
             database is in it, or DATABASE_URL names a directory.
     """
-    if os.path.isdir(settings.database_path):
+    database, directory = settings.database_path, settings.database_path.parent
+    if database.is_dir():
         raise StartupError(
-            f"Storage: DATABASE_URL names the directory {settings.database_path}; "
+            f"Storage: DATABASE_URL names the directory {database}; "
             "add the name of a file in it, such as app.db."
         )
-    directory = settings.database_path.parent
     if settings.production and settings.volume is not None:
         require_mount(settings.volume)
     if settings.app_uid is not None and os.geteuid() == 0:
@@ -52,60 +52,56 @@ def prepare(settings: ChassisSettings) -> None:
         require_readable(PROJECT_ROOT / "app")
     make_directory(directory)
     require_writable(directory)
-    require_whole(settings.database_path)
+    require_whole(database)
 
 
-def require_whole(database: Path) -> None:
-    """Refuse a write-ahead log without its database.
-
-    The log holds the last commits. SQLite would delete it beside a new database, or replay it into
-    a restored one. The service never leaves such a log, because it moves or deletes the log first.
-    """
-    log = database.with_name(f"{database.name}-wal")
-    if size(log) and not size(database):
-        raise StartupError(
-            f"Storage: {database} is {'empty' if database.exists() else 'missing'}, and "
-            f"{log.name} beside it holds its last changes. Put the database back, or move the "
-            "log away to start without them."
-        )
+@contextmanager
+def refusing(step: str, advice: str) -> Iterator[None]:
+    """Turn an error of the system into the one line of a refused start."""
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"Storage: cannot {step}: {error.strerror}. {advice}") from None
 
 
-def size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+class Mount(NamedTuple):
+    """Line of the kernel's list of mounts (proc_pid_mountinfo(5))."""
+
+    point: str
+    kind: str
 
 
-def require_mount(volume: Path, mounts: Path = MOUNTS) -> None:
-    """Refuse a volume path at which nothing is mounted.
+def mounts(file: Path = MOUNTS) -> list[Mount]:
+    """Return every mount, or none on a system that has no such list (macOS).
 
-    Neither os.path.ismount nor a comparison of devices sees a bind mount. So this reads the
-    kernel's list (proc_pid_mountinfo(5)). Without such a list (macOS), nothing is refused.
+    Only this list has bind mounts. Neither os.path.ismount nor a comparison of devices sees them.
     """
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
-        return
-    mounted = {unescape_mount(line.split(" ")[4]) for line in lines}
-    if os.path.realpath(volume) not in mounted:
+        return []
+    found = []
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        # The kernel writes a space, tab, newline and backslash as octal numbers
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split(" ")[4])
+        found.append(Mount(point, after.split(" ")[0]))
+    return found
+
+
+def require_mount(volume: Path, file: Path = MOUNTS) -> None:
+    """Refuse a volume path at which nothing is mounted, if there is a list of mounts."""
+    points = [mount.point for mount in mounts(file)]
+    if points and os.path.realpath(volume) not in points:
         raise StartupError(
             f"Storage: no volume is mounted at {volume}, so every deploy would lose the data. "
             f"Attach one there: railway volume add --mount-path {volume}"
         )
 
 
-def unescape_mount(field: str) -> str:
-    """Undo the kernel's octal escapes for space, tab, newline and backslash."""
-    for character in (" ", "\t", "\n", "\\"):
-        field = field.replace(f"\\{ord(character):03o}", character)
-    return field
-
-
 def make_directory(directory: Path) -> None:
-    try:
+    with refusing(f"create {directory}", ownership_advice()):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartupError(
-            f"Storage: cannot create {directory}: {error.strerror}. {ownership_advice()}"
-        ) from None
 
 
 def give_to(directory: Path, uid: int) -> None:
@@ -114,30 +110,22 @@ def give_to(directory: Path, uid: int) -> None:
     Root never follows a path into the directory, because the directory's owner could put a symbolic
     link there meanwhile.
     """
-    try:
+    advice = "Root needs the capability CHOWN for this; keep it, or unset APP_UID."
+    with refusing(f"give {directory} to uid {uid}", advice):
         for _, directories, files, descriptor in os.fwalk(os.path.realpath(directory)):
             for name in (".", *directories, *files):
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if found.st_uid != uid:
                     os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)
-    except OSError as error:
-        raise StartupError(
-            f"Storage: cannot give {directory} to uid {uid}: {error.strerror}. "
-            "Root needs the capability CHOWN for this; keep it, or unset APP_UID."
-        ) from None
 
 
 def drop_to(uid: int) -> None:
     """Become uid for good, with the group of the same number and no other."""
-    try:
+    advice = "Root needs the capabilities SETUID and SETGID for this; keep them, or unset APP_UID."
+    with refusing(f"become uid {uid}", advice):
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
-    except OSError as error:
-        raise StartupError(
-            f"Storage: cannot become uid {uid}: {error.strerror}. Root needs the capabilities "
-            "SETUID and SETGID for this; keep them, or unset APP_UID."
-        ) from None
     # Root's home cannot be read any more, and nothing here needs a home that can be written
     os.environ["HOME"] = tempfile.gettempdir()
 
@@ -158,14 +146,11 @@ def require_readable(code: Path) -> None:
 
 
 def require_writable(directory: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise StartupError(
-            f"Storage: cannot write to {directory} as uid {os.geteuid()}: {error.strerror}. "
-            f"{ownership_advice()}"
-        ) from None
+    with (
+        refusing(f"write to {directory} as uid {os.geteuid()}", ownership_advice()),
+        tempfile.TemporaryFile(dir=directory),
+    ):
+        pass
 
 
 def ownership_advice() -> str:
@@ -178,29 +163,96 @@ def ownership_advice() -> str:
     )
 
 
-def is_locked(database: Path) -> bool:
-    """Return whether a service, or a command that changes the database, holds it. Keep no lock."""
+def require_whole(database: Path) -> None:
+    """Refuse a write-ahead log without its database.
+
+    The log holds the last commits. SQLite would delete it beside a new database, or replay it into
+    a restored one. The service never leaves such a log, because it moves or deletes the log first.
+    """
+    log = beside(database, "-wal")
+    if size(log) and not size(database):
+        raise StartupError(
+            f"Storage: {database} is {'empty' if database.exists() else 'missing'}, and "
+            f"{log.name} beside it holds its last changes. Put the database back, or move the "
+            "log away to start without them."
+        )
+
+
+def beside(database: Path, suffix: str) -> Path:
+    """Return the path of a file that belongs to the database, such as its log (`-wal`)."""
+    return database.with_name(f"{database.name}{suffix}")
+
+
+def size(file: Path) -> int:
+    """Return the size of the file in bytes, which is 0 if it is missing."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes that this user may still write to the directory's file system.
+
+    Raises:
+        OSError: There is no such directory.
+    """
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def sync(path: Path) -> None:
+    """Sync a file, or a directory's entries, to the disk.
+
+    A rename is not on the disk when it returns.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        descriptor = os.open(lock_file(database), os.O_RDONLY | FLAGS)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def lock_file(database: Path) -> Path:
-    return database.with_name(f"{database.name}.lock")
+    return beside(database, ".lock")
+
+
+def holder(database: Path) -> str:
+    """Return who has locked the database, in that one's own words."""
+    with lock_file(database).open(encoding="utf-8", errors="replace") as file:
+        return file.read(200).strip() or "unknown"
+
+
+def try_lock(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
+    """Lock a file or directory until the descriptor is closed, or the process ends.
+
+    Returns:
+        The descriptor, or None if another process has locked it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | FLAGS)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_locked(database: Path) -> bool:
+    """Return whether a service, or a command that changes the database, holds it. Keep no lock."""
+    try:
+        descriptor = try_lock(lock_file(database), fcntl.LOCK_SH)
+    except OSError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 @contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Lock the database while a command changes it, and refuse at once if a service holds it."""
-    descriptor = acquire_lock(database, timeout=0)
+def locked(database: Path, timeout: float = 0) -> Iterator[None]:
+    """Lock the database for this process. Without a timeout, refuse at once if another holds it."""
+    descriptor = acquire_lock(database, timeout)
     try:
         yield
     finally:
@@ -225,35 +277,33 @@ def acquire_lock(database: Path, timeout: float) -> int:
         StartupError: Another service still holds it after the timeout.
     """
     path = lock_file(database)
-    try:
+    advice = ownership_advice()
+    if path.is_symlink():
+        advice = "It is a symbolic link, which would be written through; remove it."
+    with refusing(f"open {path}", advice):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
-    except OSError as error:
-        advice = ownership_advice()
-        if error.errno == errno.ELOOP:
-            advice = "It is a symbolic link, which would be written through; remove it."
-        raise StartupError(f"Storage: cannot open {path}: {error.strerror}. {advice}") from None
-    start = said = time.monotonic()
+    start = say_at = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
             now = time.monotonic()
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+        held_by = holder(database)
         if now - start >= timeout:
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({holder}). "
+                f"Storage: {database} is in use by another service ({held_by}). "
                 "Stop that one first, or let it finish and start again."
             )
-        if said == start or now - said >= WAIT_MESSAGE_EVERY:
+        if now >= say_at:
             logger.info(
                 "Waiting for the service that still uses %s (%s), up to %.0f s",
                 database,
-                holder,
+                held_by,
                 timeout - (now - start),
             )
-            said = now
+            say_at = now + WAIT_MESSAGE_EVERY
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
@@ -267,8 +317,8 @@ def strays(database: Path) -> list[Path]:
 
     A DATABASE_URL that ended in white space made them, before that was removed.
     """
-    beside = database.parent.glob(f"{glob.escape(database.name)}*")
-    return [path for path in beside if path != database and strip(path.name) == database.name]
+    found = database.parent.glob(f"{glob.escape(database.name)}*")
+    return [path for path in found if path != database and strip(path.name) == database.name]
 
 
 def adopt(database: Path, timeout: float) -> None:
@@ -286,21 +336,10 @@ def adopt(database: Path, timeout: float) -> None:
     if len(found) > 1:
         raise StartupError(f"Storage: {found} might all be {database}; rename the right one.")
     stray = found[0]
-    descriptor = acquire_lock(stray, timeout)
-    logger.warning("Storage: %s is now named %s", ascii(str(stray)), database)
-    for suffix in ("-wal", ""):
-        part = stray.with_name(f"{stray.name}{suffix}")
-        if part.exists():
-            part.rename(database.with_name(f"{database.name}{suffix}"))
-    for suffix in ("-shm", ".lock"):
-        stray.with_name(f"{stray.name}{suffix}").unlink(missing_ok=True)
-    os.close(descriptor)
-
-
-def sync_directory(directory: Path) -> None:
-    """Sync the directory's entries to the disk. A rename is not on the disk when it returns."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with locked(stray, timeout):
+        logger.warning("Storage: %s is now named %s", ascii(str(stray)), database)
+        for suffix in ("-wal", ""):
+            if beside(stray, suffix).exists():
+                beside(stray, suffix).rename(beside(database, suffix))
+        for suffix in ("-shm", ".lock"):
+            beside(stray, suffix).unlink(missing_ok=True)

@@ -133,10 +133,10 @@ def test_root_hands_the_volume_over(tmp_path: Path) -> None:
 def test_the_lock_is_never_written_through_a_link(settings: Settings, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    volume.lock_file(settings.database_path).symlink_to(precious)
+    volume.beside(settings.database_path, ".lock").symlink_to(precious)
     with pytest.raises(StartupError, match="is a symbolic link"):
         volume.acquire_lock(settings.database_path, 0)
-    assert not volume.is_locked(settings.database_path)
+    assert volume.holder(settings.database_path) is None
     assert precious.read_text() == "kept"
 
 

@@ -52,7 +52,7 @@ def report(settings: ChassisSettings) -> Report:
         "status": worst(results.values()),
         "version": settings.app_version,
         "environment": settings.environment,
-        "running": volume.is_locked(database),
+        "running": volume.holder(database) is not None,
         "database": str(database),
         "database_bytes": size(database),
         "wal_bytes": size(database.with_name(f"{database.name}-wal")),

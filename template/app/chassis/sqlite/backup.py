@@ -141,13 +141,13 @@ def backups_directory(database: Path) -> Path:
 
 
 def copies(directory: Path, database: Path, until: datetime | None = None) -> list[Copy]:
-    """Return the copies of the database in a directory, the newest first. Ignore other files.
+    """Return the copies of the database in a directory, the newest first.
 
     Args:
-        directory: The directory, which may be missing.
-        database: The database file, whose name their names begin with.
-        until: The time that no copy may be younger than. With the present time this leaves out
-            copies that a clock that ran ahead has named.
+        directory: The directory, which may be missing and may have other files.
+        database: The database file.
+        until: The time that no copy may be younger than. The present time leaves out the copies
+            that a clock that ran ahead has named.
     """
     form = re.compile(re.escape(database.stem) + r"-(\d{8}T\d{6}Z)\.db(\.gz)?")
     found = []
@@ -247,14 +247,7 @@ def is_compressed(copy: Path) -> bool:
 
 
 def require_sound(database: Path) -> frozenset[str]:
-    """Refuse a database that is damaged, and warn of rows that break a rule.
-
-    Returns:
-        The revisions of the database.
-
-    Raises:
-        StartupError: A page is damaged.
-    """
+    """Refuse a damaged database, warn of rows that break a rule, and return the revisions."""
     with closing(open_database(database)) as connection:
         with progress("Checking"):
             damage, broken = integrity.find_faults(connection)
@@ -389,12 +382,9 @@ def tidy_copies(directory: Path) -> None:
 
 @contextmanager
 def progress(label: str, done: Callable[[], int] | None = None, total: int = 0) -> Iterator[None]:
-    """Show a bar on stderr while the block runs, if stderr is a terminal.
+    """Show a bar of the amount done while the block runs, if stderr is a terminal.
 
-    Args:
-        label: Name of the work.
-        done: Function that returns the amount done by now. If it is None, the seconds are shown.
-        total: Total amount, in the same unit.
+    Without an amount and its total, show the seconds.
     """
     if not sys.stderr.isatty():
         yield

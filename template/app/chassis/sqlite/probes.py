@@ -301,7 +301,6 @@ def schema(connection: sqlite3.Connection, order: Finding) -> Finding:
 
 
 def lock(database: Path) -> Finding:
-    name = "database.lock"
-    if not volume.is_locked(database):
-        return ok(name, "free: no service uses the database")
-    return ok(name, f"held by the service that runs ({volume.holder(database)})")
+    if holder := volume.holder(database):
+        return ok("database.lock", f"held by the service that runs ({holder})")
+    return ok("database.lock", "free: no service uses the database")

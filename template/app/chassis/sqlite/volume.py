@@ -57,7 +57,7 @@ def prepare(settings: ChassisSettings) -> None:
 
 @contextmanager
 def refusing(step: str, advice: str) -> Iterator[None]:
-    """Turn an error of the system into the one line of a refused start."""
+    """Turn an OSError into the one line of a refused start."""
     try:
         yield
     except OSError as error:
@@ -189,20 +189,13 @@ def size(file: Path) -> int:
 
 
 def free_bytes(directory: Path) -> int:
-    """Return the bytes that this user may still write to the directory's file system.
-
-    Raises:
-        OSError: There is no such directory.
-    """
+    """Return the bytes that may still be written, or raise OSError if there is no directory."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 
 
 def sync(path: Path) -> None:
-    """Sync a file, or a directory's entries, to the disk.
-
-    A rename is not on the disk when it returns.
-    """
+    """Sync a file, or a directory's entries, which a rename or link does not do itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -210,43 +203,36 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock_file(database: Path) -> Path:
-    return beside(database, ".lock")
-
-
-def holder(database: Path) -> str:
-    """Return who has locked the database, in that one's own words."""
-    with lock_file(database).open(encoding="utf-8", errors="replace") as file:
-        return file.read(200).strip() or "unknown"
-
-
-def try_lock(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
-    """Lock a file or directory until the descriptor is closed, or the process ends.
-
-    Returns:
-        The descriptor, or None if another process has locked it.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | FLAGS)
+def take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file or directory, and return False if another process has locked it."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def is_locked(database: Path) -> bool:
-    """Return whether a service, or a command that changes the database, holds it. Keep no lock."""
-    try:
-        descriptor = try_lock(lock_file(database), fcntl.LOCK_SH)
-    except OSError:
         return False
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is None
+    return True
+
+
+def try_lock(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
+    """Return a descriptor that locks a file or directory until it is closed, or None."""
+    descriptor = os.open(path, os.O_RDONLY | FLAGS)
+    if take(descriptor, how):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def holder(database: Path) -> str | None:
+    """Return who has locked the database, a service or a command, or None if nobody has."""
+    path = beside(database, ".lock")
+    try:
+        descriptor = try_lock(path, fcntl.LOCK_SH)
+    except OSError:
+        return None
+    if descriptor is None:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(200).strip() or "unknown"
+    os.close(descriptor)
+    return None
 
 
 @contextmanager
@@ -276,33 +262,23 @@ def acquire_lock(database: Path, timeout: float) -> int:
     Raises:
         StartupError: Another service still holds it after the timeout.
     """
-    path = lock_file(database)
-    advice = ownership_advice()
+    path, advice = beside(database, ".lock"), ownership_advice()
     if path.is_symlink():
         advice = "It is a symbolic link, which would be written through; remove it."
     with refusing(f"open {path}", advice):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
-    start = say_at = time.monotonic()
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            now = time.monotonic()
-        held_by = holder(database)
-        if now - start >= timeout:
+    deadline, say_at = time.monotonic() + timeout, 0.0
+    while not take(descriptor):
+        now, other = time.monotonic(), holder(database) or "unknown"
+        if now >= deadline:
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({held_by}). "
+                f"Storage: {database} is in use by another service ({other}). "
                 "Stop that one first, or let it finish and start again."
             )
         if now >= say_at:
-            logger.info(
-                "Waiting for the service that still uses %s (%s), up to %.0f s",
-                database,
-                held_by,
-                timeout - (now - start),
-            )
+            told = "Waiting for the service that still uses %s (%s), up to %.0f s"
+            logger.info(told, database, other, deadline - now)
             say_at = now + WAIT_MESSAGE_EVERY
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)

@@ -282,6 +282,19 @@ def test_the_newest_copy_that_is_old_enough(
     assert fetched(datetime(2025, 12, 31, tzinfo=UTC)) is None
 
 
+def test_the_newest_copy_may_be_compressed(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    add_line(database, "kept")
+    backup(database.path, compress=True)
+    add_line(database, "taken back")
+
+    assert fetch(settings, tmp_path / "fetched")
+    restore(tmp_path / "fetched", database.path)
+
+    assert lines(database.path) == ["kept"]
+
+
 ADDED = """
 import sqlalchemy as sa
 from alembic import op

@@ -47,7 +47,7 @@ def report(settings: ChassisSettings) -> Report:
         **monitor.health_checks,
     }
     results = {name: run(check) for name, check in checks.items()}
-    newest = next(iter(backup.copies(backup.backups_directory(database), database)), None)
+    newest = backup.newest(database)
     return {
         "status": worst(results.values()),
         "version": settings.app_version,

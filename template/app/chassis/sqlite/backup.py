@@ -159,6 +159,11 @@ def copies(directory: Path, database: Path, until: datetime | None = None) -> li
     return found
 
 
+def newest(database: Path, until: datetime | None = None) -> Copy | None:
+    """Return the newest copy on the volume, or the newest that is not younger than a time."""
+    return next(iter(copies(backups_directory(database), database, until)), None)
+
+
 def rotate(directory: Path, database: Path, keep: int) -> None:
     """Delete all but the newest copies. Leave out copies whose time is in the future."""
     for copy in copies(directory, database, datetime.now(UTC))[keep:]:
@@ -176,21 +181,19 @@ def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -
     Returns:
         True if there was such a copy.
     """
-    database = settings.database_path
-    found = copies(backups_directory(database), database, at)
-    if found:
-        shutil.copyfile(found[0].path, target)
-    return bool(found)
+    copy = newest(settings.database_path, at)
+    if copy is not None:
+        shutil.copyfile(copy.path, target)
+    return copy is not None
 
 
 def check(settings: ChassisSettings) -> Iterator[Finding]:
     """Yield a finding about the newest copy on the volume, which a person has made."""
-    name, database = "backup.newest", settings.database_path
-    found = copies(backups_directory(database), database)
-    if not found:
+    name, copy = "backup.newest", newest(settings.database_path)
+    if copy is None:
         yield skipped(name, "no copy on the volume; `python -m app backup --keep 7` makes one")
     else:
-        yield ok(name, f"{found[0].path} is of {found[0].made:%Y-%m-%d %H:%M:%S} UTC")
+        yield ok(name, f"{copy.path} is of {copy.made:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def total_size(database: Path) -> int:

@@ -30,6 +30,8 @@ FIXED_SQLITE: Final = (3, 51, 3)
 
 SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
 
+RESTORE: Final = "restore it from a backup (README.md, Restore)"
+
 
 def check(settings: ChassisSettings, metadata: MetaData) -> Iterator[Finding]:
     """Check this machine's file systems, its SQLite, and the database if there is one yet.
@@ -52,12 +54,12 @@ def check(settings: ChassisSettings, metadata: MetaData) -> Iterator[Finding]:
     yield version()
     yield names(metadata)
     yield (order := revisions())
-    name, advice = "database.file", "restore it from a backup (README.md, Restore)"
+    name = "database.file"
     if not database.exists():
         yield skipped(name, f"{database} does not exist yet; the start creates it")
         return
     if not volume.size(database):
-        advice = "restore it (README.md, Restore), or delete it to start with a new one"
+        advice = f"{RESTORE}, or delete it to start with a new one"
         yield failed(name, f"{database} is empty, so it is no database", advice)
         return
     try:
@@ -67,7 +69,7 @@ def check(settings: ChassisSettings, metadata: MetaData) -> Iterator[Finding]:
             yield schema(connection, order)
     except (sqlite3.DatabaseError, exc.DatabaseError) as error:
         cause = error.orig if isinstance(error, exc.DatabaseError) else error
-        yield failed(name, f"{database} cannot be used: {cause}", advice)
+        yield failed(name, f"{database} cannot be used: {cause}", RESTORE)
     yield lock(database)
 
 
@@ -263,7 +265,7 @@ def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
     """
     damage, broken = integrity.find_faults(connection, quick=True)
     if damage:
-        yield failed("database.integrity", damage, "restore it from a backup (README.md, Restore)")
+        yield failed("database.integrity", damage, RESTORE)
         return
     yield ok("database.integrity", "SQLite finds no damage")
     if broken:

@@ -98,24 +98,18 @@ class Rotation(Monitor):
             Degraded: It is too old, or there is no room for the next one.
         """
         now = datetime.now(UTC)
-        made = self.newest(now)
-        details: Details = {
-            "age_seconds": None if made is None else round((now - made).total_seconds())
-        }
+        copy = backup.newest(self.database, now)
+        age = None if copy is None else round((now - copy.made).total_seconds())
+        details: Details = {"age_seconds": age}
         if self.is_due(now) and self.shortage():
             raise Degraded("there is no room for a copy of the database", details)
-        if now - (made or self.began) > LATE:
+        if now - (copy.made if copy else self.began) > LATE:
             raise Degraded("the newest copy of the database is too old", details)
         return details
 
-    def newest(self, now: datetime) -> datetime | None:
-        """Return the time of the newest copy, and ignore copies whose names have a future time."""
-        found = backup.copies(self.directory, self.database, now)
-        return found[0].made if found else None
-
     def is_due(self, now: datetime) -> bool:
-        made = self.newest(now)
-        return made is None or made < self.settings.last_due(now)
+        copy = backup.newest(self.database, now)
+        return copy is None or copy.made < self.settings.last_due(now)
 
     def shortage(self) -> str | None:
         """Return why the next copy does not fit, or None if it fits."""
@@ -181,19 +175,19 @@ def check(settings: RotationSettings) -> Iterator[Finding]:
     name = "backup.newest"
     rotation, now = Rotation(settings), datetime.now(UTC)
     daily = f"daily at {settings.backup_time} UTC"
-    made = rotation.newest(now)
+    copy = backup.newest(rotation.database, now)
     shown = f"no copy in {rotation.directory} yet"
-    if made is not None:
-        shown = f"the newest copy in {rotation.directory} is of {made:%Y-%m-%d %H:%M:%S} UTC"
+    if copy is not None:
+        shown = f"the newest copy in {rotation.directory} is of {copy.made:%Y-%m-%d %H:%M:%S} UTC"
     if rotation.database.exists() and (short := rotation.shortage()):
         yield warning(
             name,
             f"{shown}, and the next one does not fit: {short}",
             "grow the volume, set BACKUP_KEEP lower, or delete copies",
         )
-    elif made is None:
+    elif copy is None:
         yield skipped(name, f"{shown}; the service makes one after its start, and {daily}")
-    elif now - made > LATE:
+    elif now - copy.made > LATE:
         yield warning(
             name,
             f"{shown}; the service makes one {daily}, if it runs",

@@ -9,7 +9,6 @@ and releases the lock. Requests at the same time share one check, which begins a
 import asyncio
 import inspect
 import logging
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context
@@ -24,6 +23,7 @@ from app.chassis import migrate, verdict
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.volume import free_bytes
 from app.chassis.verdict import Degraded, Details, Status, Verdict
 
 # Services that come from the first release import these two from here
@@ -131,10 +131,9 @@ class DatabaseHealth:
     def disk(self) -> None:
         """Check that the volume has room for more than a few transactions."""
         try:
-            status = os.statvfs(self.path.parent)
+            free = free_bytes(self.path.parent)
         except OSError as error:
             raise Unhealthy("the database's directory is missing") from error
-        free = status.f_bavail * status.f_frsize
         if free < self.settings.min_free_bytes:
             raise Unhealthy("the volume is full")
         if free < self.settings.low_free_bytes:

@@ -5,7 +5,6 @@ The command is `python -m app status`.
 """
 
 import inspect
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
@@ -84,10 +83,9 @@ def size(file: Path) -> int | None:
 
 def free_bytes(directory: Path) -> int | None:
     try:
-        status = os.statvfs(directory)
+        return volume.free_bytes(directory)
     except OSError:
         return None
-    return status.f_bavail * status.f_frsize
 
 
 def revision(database: Path) -> str | None:

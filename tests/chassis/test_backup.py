@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.chassis import backup as backups
 from app.chassis import migrate
-from app.chassis.backup import backup, backups_directory, copies, fetch, restore, tidy
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import backup as backups
+from app.chassis.sqlite.backup import backup, backups_directory, copies, fetch, restore, tidy
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database
@@ -280,6 +280,19 @@ def test_the_newest_copy_that_is_old_enough(
     assert fetched(None) == STAMPS[2]
     assert fetched(datetime(2026, 1, 2, 23, tzinfo=UTC)) == STAMPS[1]
     assert fetched(datetime(2025, 12, 31, tzinfo=UTC)) is None
+
+
+def test_the_newest_copy_may_be_compressed(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    add_line(database, "kept")
+    backup(database.path, compress=True)
+    add_line(database, "taken back")
+
+    assert fetch(settings, tmp_path / "fetched")
+    restore(tmp_path / "fetched", database.path)
+
+    assert lines(database.path) == ["kept"]
 
 
 ADDED = """

@@ -14,16 +14,17 @@ from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request
 from fastapi.security import HTTPBearer
 from pydantic_settings import DotEnvSettingsSource
 
-from app.chassis import answers, check, migrate
-from app.chassis.checks import database, deployment, service, storage
+from app.chassis import answers, assembly, check, migrate
+from app.chassis.checks import deployment, service
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
 from app.chassis.database import Reader, Writer
 from app.chassis.errors import StartupError
 from app.chassis.routing import DatabaseRoute
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
-from app.chassis.storage import locked
+from app.chassis.sqlite import probes, volume
+from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.volume import locked
 from app.settings import Settings
 
 from .databases import make_database
@@ -42,6 +43,10 @@ def by_id(findings: Iterable[Finding]) -> dict[str, Finding]:
     return found
 
 
+def check_here(settings: Settings) -> Iterable[Finding]:
+    return probes.check(settings, assembly.metadata())
+
+
 def production(**changes: object) -> Settings:
     """Settings in production; what would be refused there is set past the rules."""
     return Settings.load().model_copy(update={"environment": "production", **changes})
@@ -50,7 +55,7 @@ def production(**changes: object) -> Settings:
 def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
     make_database(settings.database_path)
 
-    found = by_id([*storage.check(settings), *database.check(settings)])
+    found = by_id(check_here(settings))
 
     # an old SQLite, and models that were made before the names of today, are only warned of
     warned = {name for name, finding in found.items() if finding.status not in {"ok", "skipped"}}
@@ -60,7 +65,7 @@ def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
     assert found["database.schema"].status == "ok"
     assert found["database.lock"].verdict.startswith("free")
     with locked(settings.database_path):
-        assert database.lock(settings).verdict.startswith("held")
+        assert probes.lock(settings.database_path).verdict.startswith("held")
 
 
 def test_every_wrong_setting_is_a_finding_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +177,12 @@ def test_two_newest_revisions_are_said_and_refused(
 ) -> None:
     make_database(settings.database_path)
     add_revision('revision = "a"\ndown_revision = "{head}"\n')
-    assert database.revisions().status == "ok"
+    assert probes.revisions().status == "ok"
     first = migrate.VERSIONS / "added.py"
     other = first.read_text(encoding="utf-8").replace('"a"', '"b"')
     (migrate.VERSIONS / "other.py").write_text(other, encoding="utf-8")
 
-    found = by_id(database.check(settings))
+    found = by_id(check_here(settings))
 
     assert found["database.revisions"].status == "failed"
     assert "a, b are all the newest" in found["database.revisions"].verdict
@@ -186,7 +191,7 @@ def test_two_newest_revisions_are_said_and_refused(
         migrate.upgrade(settings.database_path)
     first.unlink()
     (migrate.VERSIONS / "other.py").write_text('revision = "b"\ndown_revision = "gone"\n')
-    assert "gone is missing, and another one follows it" in database.revisions().verdict
+    assert "gone is missing, and another one follows it" in probes.revisions().verdict
 
 
 MOUNTS = """\
@@ -211,7 +216,7 @@ def test_the_mount_of_a_path(tmp_path: Path, path: str, kind: str, point: str) -
     file = tmp_path / "mountinfo"
     file.write_text(MOUNTS, encoding="utf-8")
 
-    assert storage.mount_of(Path(path), storage.mounts(file)) == (point, kind)
+    assert probes.mount_of(Path(path), volume.mounts(file)) == (point, kind)
 
 
 def test_the_file_system_must_keep_what_is_written(
@@ -219,12 +224,12 @@ def test_the_file_system_must_keep_what_is_written(
 ) -> None:
     file = tmp_path / "mountinfo"
     file.write_text(MOUNTS, encoding="utf-8")
-    known = storage.mounts(file)
-    monkeypatch.setattr(storage, "mounts", lambda: known)
+    known = volume.mounts(file)
+    monkeypatch.setattr(volume, "mounts", lambda: known)
 
     def at(path: str, volume: str) -> str:
         changed = production(database_url=f"sqlite:///{path}/app.db", volume_path=volume)
-        return by_id([storage.file_system(changed)])["volume.file-system"].status
+        return by_id([probes.file_system(changed)])["volume.file-system"].status
 
     assert at("/data", "/data") == "ok"
     assert at("/srv", "/srv") == "failed"
@@ -235,17 +240,17 @@ def test_the_file_system_must_keep_what_is_written(
 def test_a_volume_that_is_not_mounted_or_left_aside(tmp_path: Path) -> None:
     beside = production(volume_path=str(tmp_path), database_url="sqlite:////srv/app.db")
 
-    assert by_id([storage.mounted(beside)])["volume.mounted"].status == "failed"
-    assert by_id([storage.database_path(beside)])["database.path"].status == "warning"
-    assert by_id([storage.mounted(production(volume_path="/proc"))])["volume.mounted"].status == (
-        "ok" if storage.mounts() else "skipped"
+    assert by_id([probes.mounted(beside)])["volume.mounted"].status == "failed"
+    assert by_id([probes.database_path(beside)])["database.path"].status == "warning"
+    assert by_id([probes.mounted(production(volume_path="/proc"))])["volume.mounted"].status == (
+        "ok" if volume.mounts() else "skipped"
     )
 
 
 def test_little_room_is_a_warning_and_none_a_failure(settings: Settings) -> None:
     for name, status in (("min_free_bytes", "failed"), ("low_free_bytes", "warning")):
         changed = settings.model_copy(update={name: 2**62})
-        assert by_id([storage.space(changed)])["volume.space"].status == status
+        assert by_id([probes.space(changed)])["volume.space"].status == status
 
 
 def test_a_file_of_the_future_is_a_clock_that_went_back(tmp_path: Path) -> None:
@@ -253,7 +258,7 @@ def test_a_file_of_the_future_is_a_clock_that_went_back(tmp_path: Path) -> None:
     late.touch()
     os.utime(late, (2**32, 2**32))
 
-    assert by_id([storage.clock(tmp_path)])["clock"].status == "warning"
+    assert by_id([probes.clock(tmp_path)])["clock"].status == "warning"
 
 
 def statement(sql: str) -> Callable[[Path], None]:
@@ -299,14 +304,14 @@ def test_a_database_that_is_not_right(
     make_database(settings.database_path)
     spoil(settings.database_path)
 
-    assert by_id(database.check(settings))[name].status == status
+    assert by_id(check_here(settings))[name].status == status
 
 
 def test_a_database_that_is_behind(settings: Settings, add_revision: Callable[[str], str]) -> None:
     make_database(settings.database_path)
     add_revision('revision = "added"\ndown_revision = "{head}"\n')
 
-    assert by_id(database.check(settings))["database.schema"].status == "warning"
+    assert by_id(check_here(settings))["database.schema"].status == "warning"
 
 
 def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +320,7 @@ def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.Monke
     statement("CREATE TABLE before_a (id INTEGER)")(settings.database_path)
     monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)
 
-    found = by_id(database.check(settings))["database.schema"]
+    found = by_id(check_here(settings))["database.schema"]
 
     assert found.status == "failed"
     assert "before_a" in found.verdict
@@ -323,9 +328,9 @@ def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.Monke
 
 
 def test_an_old_sqlite_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "FIXED_SQLITE", (99, 0, 0))
+    monkeypatch.setattr(probes, "FIXED_SQLITE", (99, 0, 0))
 
-    assert by_id([database.version()])["sqlite.version"].status == "warning"
+    assert by_id([probes.version()])["sqlite.version"].status == "warning"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from app.chassis import answers
 from app.chassis.cli import main
-from app.chassis.sqlite import open_database
-from app.chassis.storage import locked
+from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.volume import locked
 
 
 @pytest.fixture(autouse=True)

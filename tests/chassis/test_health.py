@@ -23,7 +23,7 @@ from app.chassis.checks import finding
 from app.chassis.checks.finding import Details
 from app.chassis.database import Database
 from app.chassis.health import Degraded, HealthCheck, Unhealthy
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database

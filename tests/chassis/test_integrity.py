@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import integrity, migrate
-from app.chassis.backup import backup, restore
-from app.chassis.checks import database as checks
+from app.chassis import assembly, migrate
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import integrity, probes
+from app.chassis.sqlite.backup import backup, restore
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database
@@ -58,7 +58,7 @@ def test_they_are_named_and_everything_goes_on(
         damage, lines = integrity.find_faults(connection)
     assert damage is None
     assert set(lines) == LINES
-    found = {finding.id: finding for finding in checks.check(settings)}
+    found = {finding.id: finding for finding in probes.check(settings, assembly.metadata())}
     assert found["database.integrity"].status == "ok"
     assert found["database.rows"].status == "warning"
     assert all(line in found["database.rows"].verdict for line in LINES)

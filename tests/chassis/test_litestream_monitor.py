@@ -18,8 +18,7 @@ from fastapi.testclient import TestClient
 from app.chassis.application import create_application
 from app.chassis.checks.finding import Degraded
 from app.chassis.litestream import checks, control
-from app.chassis.litestream.control import ControlError, confirm, confirmed_at
-from app.chassis.litestream.flush import flush
+from app.chassis.litestream.control import ControlError, confirm, confirmed_at, flush
 from app.chassis.litestream.monitor import REMIND_AFTER, LitestreamMonitor
 from app.chassis.litestream.process import binary
 from app.settings import Settings

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from app.chassis import backup
-from app.chassis.backup import bar, progress
+from app.chassis.sqlite import backup
+from app.chassis.sqlite.backup import bar, progress
 
 
 class Terminal(io.StringIO):

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from fastapi.testclient import TestClient
 
-from app.chassis import backup, rotation
 from app.chassis.application import create_application
 from app.chassis.errors import ConfigurationError
-from app.chassis.rotation import LATE, Rotation
+from app.chassis.sqlite import backup, rotation
+from app.chassis.sqlite.rotation import LATE, Rotation
 from app.settings import Settings
 
 from .databases import make_database

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from app.chassis import health, migrate
-from app.chassis.backup import backup
 from app.chassis.cli import main
-from app.chassis.storage import locked
+from app.chassis.sqlite.backup import backup
+from app.chassis.sqlite.volume import locked
 from app.settings import Settings
 
 from .databases import make_database

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import storage
-from app.chassis.checks import storage as checks
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import probes, volume
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database
@@ -20,7 +19,7 @@ from .databases import make_database
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.chassis.storage import acquire_lock
+from app.chassis.sqlite.volume import acquire_lock
 acquire_lock(Path(sys.argv[1]), 0)
 print("held", flush=True)
 sys.stdin.read()
@@ -37,22 +36,22 @@ def mounts(tmp_path: Path, *paths: str) -> Path:
 def test_a_volume_has_to_be_mounted(tmp_path: Path) -> None:
     listed = mounts(tmp_path, "/", "/data", "/my\\040volume")
 
-    storage.require_mount(Path("/data"), listed)
-    storage.require_mount(Path("/my volume"), listed)
+    volume.require_mount(Path("/data"), listed)
+    volume.require_mount(Path("/my volume"), listed)
     with pytest.raises(StartupError, match="no volume is mounted at /dat,"):
-        storage.require_mount(Path("/dat"), listed)
+        volume.require_mount(Path("/dat"), listed)
     with pytest.raises(StartupError, match="no volume"):
-        storage.require_mount(Path("/data/below"), listed)
+        volume.require_mount(Path("/data/below"), listed)
 
 
 def test_no_list_of_mounts_is_no_reason_to_refuse(tmp_path: Path) -> None:
-    storage.require_mount(Path("/data"), tmp_path / "missing")
+    volume.require_mount(Path("/data"), tmp_path / "missing")
 
 
 def test_the_directory_is_made(settings: Settings, tmp_path: Path) -> None:
     deep = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/a/b/app.db"})
 
-    storage.prepare(deep)
+    volume.prepare(deep)
 
     assert (tmp_path / "a" / "b").is_dir()
 
@@ -64,7 +63,7 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(
     blocked = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/file/app.db"})
 
     with pytest.raises(StartupError, match="cannot create") as caught:
-        storage.prepare(blocked)
+        volume.prepare(blocked)
     assert "\n" not in str(caught.value)
 
 
@@ -74,7 +73,7 @@ def test_a_directory_in_the_databases_place_is_one_clear_line(
     taken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/"})
 
     with pytest.raises(StartupError, match=r"names the directory .*; add the name"):
-        storage.prepare(taken)
+        volume.prepare(taken)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -82,24 +81,24 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) ->
     tmp_path.chmod(0o500)
 
     with pytest.raises(StartupError, match="RAILWAY_RUN_UID=0"):
-        storage.require_writable(tmp_path)
+        volume.require_writable(tmp_path)
 
 
 def test_a_log_without_its_database_is_kept(settings: Settings) -> None:
     log = settings.database_path.with_name("app.db-wal")
     log.touch()
-    storage.prepare(settings)
+    volume.prepare(settings)
 
     log.write_bytes(b"the last changes")
     with pytest.raises(StartupError, match="is missing, and"):
-        storage.prepare(settings)
+        volume.prepare(settings)
     settings.database_path.touch()
     with pytest.raises(StartupError, match="is empty, and"):
-        storage.prepare(settings)
+        volume.prepare(settings)
     assert log.read_bytes() == b"the last changes"
 
     settings.database_path.write_bytes(b"something")
-    storage.prepare(settings)
+    volume.prepare(settings)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -107,12 +106,12 @@ def test_a_log_without_its_database_is_kept(settings: Settings) -> None:
 def test_code_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "app" / "api").mkdir(parents=True)
     (tmp_path / "app" / "main.py").touch()
-    storage.require_readable(tmp_path / "app")
+    volume.require_readable(tmp_path / "app")
 
     (tmp_path / name).chmod(0o200)
     try:
         with pytest.raises(StartupError, match="chmod -R a\\+rX"):
-            storage.require_readable(tmp_path / "app")
+            volume.require_readable(tmp_path / "app")
     finally:
         (tmp_path / name).chmod(0o700)
 
@@ -125,7 +124,7 @@ def test_root_hands_the_volume_over(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
     before = os.stat("/etc/passwd").st_uid
 
-    storage.give_to(tmp_path, 10001)
+    volume.give_to(tmp_path, 10001)
 
     assert {path.lstat().st_uid for path in (tmp_path, *tmp_path.rglob("*"))} == {10001}
     assert os.stat("/etc/passwd").st_uid == before
@@ -134,10 +133,10 @@ def test_root_hands_the_volume_over(tmp_path: Path) -> None:
 def test_the_lock_is_never_written_through_a_link(settings: Settings, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    storage.lock_file(settings.database_path).symlink_to(precious)
+    volume.beside(settings.database_path, ".lock").symlink_to(precious)
     with pytest.raises(StartupError, match="is a symbolic link"):
-        storage.acquire_lock(settings.database_path, 0)
-    assert not storage.is_locked(settings.database_path)
+        volume.acquire_lock(settings.database_path, 0)
+    assert volume.holder(settings.database_path) is None
     assert precious.read_text() == "kept"
 
 
@@ -145,14 +144,14 @@ def test_the_lock_is_never_written_through_a_link(settings: Settings, tmp_path: 
 def test_root_makes_no_directory_through_a_link_on_the_volume(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volume, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
-    volume.mkdir()
+    mount, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
+    mount.mkdir()
     elsewhere.mkdir(mode=0o700)
-    (volume / "data").symlink_to(elsewhere)
+    (mount / "data").symlink_to(elsewhere)
     placed = settings.model_copy(
         update={
-            "volume_path": str(volume),
-            "database_url": f"sqlite:///{volume}/data/below/app.db",
+            "volume_path": str(mount),
+            "database_url": f"sqlite:///{mount}/data/below/app.db",
             "app_uid": 10001,
         }
     )
@@ -161,9 +160,9 @@ def test_root_makes_no_directory_through_a_link_on_the_volume(
         assert not list(elsewhere.iterdir())
         raise StartupError("as far as root goes")
 
-    monkeypatch.setattr(storage, "drop_to", drop)
+    monkeypatch.setattr(volume, "drop_to", drop)
     with pytest.raises(StartupError, match="as far as root goes"):
-        storage.prepare(placed)
+        volume.prepare(placed)
     assert elsewhere.stat().st_uid == 0
 
 
@@ -178,7 +177,7 @@ def test_a_database_whose_name_ended_in_white_space_is_taken_over(settings: Sett
     connection.close()
     os.rename(f"{database}.log", f"{stray}-wal")  # as a kill leaves it
 
-    os.close(storage.acquire_lock(database, 0))
+    os.close(volume.acquire_lock(database, 0))
 
     assert not list(database.parent.glob("app.db \n*"))
     connection = open_database(database)
@@ -192,11 +191,11 @@ def test_a_database_of_the_right_name_is_never_replaced(settings: Settings) -> N
     database.write_text("right", encoding="utf-8")
     stray.write_text("beside", encoding="utf-8")
 
-    os.close(storage.acquire_lock(database, 0))
+    os.close(volume.acquire_lock(database, 0))
 
     assert database.read_text(encoding="utf-8") == "right"
     assert stray.read_text(encoding="utf-8") == "beside"
-    finding = checks.database_path(settings)
+    finding = probes.database_path(settings)
     assert finding.status == "warning"
     assert "'app.db\\n'" in finding.verdict.replace(f"{database.parent}/", "")
 
@@ -214,10 +213,10 @@ def test_the_lock_waits_for_its_holder_and_then_gives_up(tmp_path: Path) -> None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(StartupError, match=f"process {holder.pid}"):
-            storage.acquire_lock(database, timeout=0.3)
+            volume.acquire_lock(database, timeout=0.3)
         holder.kill()
 
     # the kernel lets go of a killed holder's lock
-    descriptor = storage.acquire_lock(database, timeout=10)
+    descriptor = volume.acquire_lock(database, timeout=10)
     assert os.get_inheritable(descriptor)
     os.close(descriptor)

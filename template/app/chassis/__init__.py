@@ -20,19 +20,18 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     features, replication             names of assembly, for services made before 0.5.0
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks                the commands of `python -m app`
-    serve, storage, migrate           the start
+    serve, migrate                    the start
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
     output, openapi                   lines of the log, and the document of the routes
     routing, database, sessions       routes in the database
-    threads, sqlite                   below them
-    integrity                         references between tables
+    threads                           below them
+    sqlite                            the engine, its volume, copies of it, and checks on it
     streaming, times                  server-sent events, and moments in UTC
     health                            whether all is well
-    backup                            copies of the database
     testing                           what tests of the service need
 
-Every directory but checks is a feature that was chosen. Its __init__.py says what it does.
+Every directory but checks and sqlite is a feature that was chosen, as its __init__.py says.
 """
 
 from importlib import import_module

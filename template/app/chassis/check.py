@@ -15,9 +15,10 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from app.chassis import assembly
-from app.chassis.checks import database, deployment, service, storage
+from app.chassis.checks import deployment, service
 from app.chassis.checks.finding import Finding, FindingStatus, ok, skipped
 from app.chassis.errors import ConfigurationError, StartupError
+from app.chassis.sqlite import probes
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
 
@@ -41,11 +42,10 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings = [ok("settings", f"{len(kind.model_fields)} settings are valid")]
         findings += service.check(settings, os.environ)
         if here:
-            findings += storage.check(settings)
-            findings += database.check(settings)
+            findings += probes.check(settings, assembly.metadata())
             findings.append(service.memory(settings))
         else:
-            findings.append(storage.database_path(settings))
+            findings.append(probes.database_path(settings))
             unknown = "only known where it is mounted: run `check` there as well"
             findings.append(skipped("volume", unknown))
         findings += assembly.check_backup(settings)

@@ -126,11 +126,12 @@ def load_settings() -> "ChassisSettings":
 
 def prepared_settings() -> "ChassisSettings":
     """Return the settings for a command that changes the database, with log and volume ready."""
-    from app.chassis import logs, storage
+    from app.chassis import logs
+    from app.chassis.sqlite import volume
 
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    storage.prepare(settings)
+    volume.prepare(settings)
     return settings
 
 
@@ -149,10 +150,11 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def migrate(_: argparse.Namespace) -> int:
-    from app.chassis import migrate, storage
+    from app.chassis import migrate
+    from app.chassis.sqlite import volume
 
     database = prepared_settings().database_path
-    with storage.locked(database):
+    with volume.locked(database):
         migrate.upgrade(database)
     return 0
 
@@ -183,12 +185,12 @@ def status(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
-    from app.chassis import backup, storage
+    from app.chassis.sqlite import backup, volume
 
     settings = load_settings()
     if options.target is None and settings.app_uid is not None:
         # A root shell also has to work as the service's user, because the service rotates these
-        storage.prepare(settings)
+        volume.prepare(settings)
     copy = backup.backup(
         settings.database_path,
         options.target,
@@ -201,11 +203,12 @@ def backup(options: argparse.Namespace) -> int:
 
 
 def restore(options: argparse.Namespace) -> int:
-    from app.chassis import assembly, backup, storage
+    from app.chassis import assembly
+    from app.chassis.sqlite import backup, volume
 
     settings = prepared_settings()
     database = settings.database_path
-    with storage.locked(database):
+    with volume.locked(database):
         backup.tidy(database)
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
             copy, name = options.file, str(options.file)

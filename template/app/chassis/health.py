@@ -11,7 +11,6 @@ import asyncio
 import inspect
 import logging
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from contextvars import Context
@@ -24,7 +23,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.chassis import backup, migrate, storage
+from app.chassis import migrate
 from app.chassis.checks import finding
 from app.chassis.checks.finding import Degraded as Degraded
 from app.chassis.checks.finding import Details, HealthProblem, HealthStatus
@@ -32,7 +31,8 @@ from app.chassis.checks.finding import HealthCheck as HealthCheck
 from app.chassis.checks.finding import Unhealthy as Unhealthy
 from app.chassis.database import DatabaseFile
 from app.chassis.settings import CoreSettings
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite import backup, volume
+from app.chassis.sqlite.driver import open_database, sqlite3
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Health:
     def disk(self) -> None:
         """Check that the volume has room for more than a few transactions."""
         try:
-            free = shutil.disk_usage(self.path.parent).free
+            free = volume.free_bytes(self.path.parent)
         except OSError as error:
             raise Unhealthy("the database's directory is missing") from error
         if free < self.settings.min_free_bytes:
@@ -267,14 +267,14 @@ def figures(settings: CoreSettings, extra: Mapping[str, HealthCheck]) -> dict[st
     health = Health(settings, DatabaseFile(database), extra)
     report = health.report(anyio.run(health.outcomes))
     checks = report.pop("checks")
-    newest = next(iter(backup.copies(backup.backups_directory(database), database)), None)
+    newest = backup.newest(database)
     return {
         **report,
-        "running": storage.is_locked(database),
+        "running": volume.holder(database) is not None,
         "database": str(database),
         "database_bytes": known(lambda: health.file.path.stat().st_size),
         "wal_bytes": known(lambda: health.file.log.stat().st_size),
-        "free_bytes": known(lambda: shutil.disk_usage(database.parent).free),
+        "free_bytes": known(lambda: volume.free_bytes(database.parent)),
         "revision": known(lambda: revision(database)),
         "newest_backup": newest and str(newest.path),
         "newest_backup_age": newest and (datetime.now(UTC) - newest.made).total_seconds(),

@@ -21,10 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from app.chassis import answers, integrity, storage
+from app.chassis import answers
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT, CoreSettings
-from app.chassis.sqlite import MAGIC, open_database, sqlite3
+from app.chassis.sqlite import integrity, volume
+from app.chassis.sqlite.driver import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from alembic.operations import MigrationScript
@@ -439,7 +440,7 @@ def prepared(settings: type[CoreSettings]) -> Path:
 
     try:
         loaded = settings.load()
-        storage.prepare(loaded)
+        volume.prepare(loaded)
         require_database(loaded.database_path)
     except StartupError as error:
         raise CommandError(str(error)) from None

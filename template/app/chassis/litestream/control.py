@@ -1,18 +1,25 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Client of Litestream's control socket, which speaks HTTP with JSON over a Unix socket.
 
-Only the standard library is imported here, because gunicorn's first process uses it too.
+It imports nothing large, because gunicorn's first process uses it too.
 Litestream's `status` command says "replicating" whatever the bucket answers, and its metrics
 count no failed upload. The two requests here were seen to tell the truth with a wrong key, a
 missing bucket and a server that is down (Litestream 0.5.17).
 """
 
 import json
+import logging
+import os
 import socket
+import time
 from datetime import datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
+
+from app.chassis import deadlines
+
+logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT: Final = 1.0
 """Seconds that Litestream may take for an answer without asking the bucket."""
@@ -68,6 +75,24 @@ def confirm(control_socket: Path, database: Path, timeout: int) -> None:
     """
     body = {"path": str(database), "wait": True, "timeout": timeout}
     ask(control_socket, "POST", "/sync", body, timeout + ANSWER_TIMEOUT)
+
+
+def flush() -> None:
+    """Send every change to the bucket before a stop, within the time that the stop leaves for it.
+
+    Litestream sends the remaining changes when it stops. But it does not send the changes of the
+    first second after a start, because it has not looked at them by then.
+    """
+    control_socket = os.environ.get("LITESTREAM_SOCKET")
+    if control_socket is None:
+        return
+    started = time.monotonic()
+    try:
+        confirm(Path(control_socket), Path(os.environ["DATABASE_PATH"]), deadlines.FLUSH)
+    except ControlError as error:
+        logger.error("Replication: stopping before the bucket has every change: %s", error)
+        return
+    logger.info("The bucket has every change (%.2f s)", time.monotonic() - started)
 
 
 def ask(

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from app.chassis import integrity
 from app.chassis.errors import StartupError
 from app.chassis.litestream.settings import LitestreamSettings
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database, sqlite3
-from app.chassis.storage import sync_directory
+from app.chassis.sqlite import integrity
+from app.chassis.sqlite.backup import put_in_place
+from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.volume import size
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +58,14 @@ def restore(settings: LitestreamSettings) -> None:
         logger.warning("LITESTREAM_BUCKET is not set: the database is not replicated")
         return
     database = settings.database_path
-    if database.exists() and database.stat().st_size > 0:
+    if size(database):
         return
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
         fresh = Path(directory, database.name)
         if not fetch(settings, fresh):
             logger.info("No copy of %s in the bucket yet", database)
             return
-        for suffix in ("-wal", "-shm"):
-            database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
-        fresh.replace(database)
-        sync_directory(database.parent)
+        put_in_place(fresh, database)
     logger.info("Restored %s from the bucket", database)
 
 
@@ -86,24 +85,12 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
     Raises:
         StartupError: The bucket could not be asked, or its copy is damaged.
     """
-    timeout = settings.litestream_restore_timeout
+    timeout, database = settings.litestream_restore_timeout, str(settings.database_path)
     moment = [] if at is None else ["-timestamp", f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"]
-    command = [
-        binary(),
-        "restore",
-        "-config",
-        str(CONFIG),
-        "-if-replica-exists",
-        *moment,
-        "-o",
-        str(target),
-        str(settings.database_path),
-    ]
     said: bytes | None = None
     try:
-        # Litestream's lines are printed here, because this stdout never waits for its reader
         said = subprocess.run(
-            command,
+            command("restore", *moment, "-if-replica-exists", "-o", str(target), database),
             check=True,
             timeout=timeout,
             env=environment(settings, os.environ),
@@ -112,48 +99,40 @@ def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "output", None)
-        reason = (
-            f"not done within LITESTREAM_RESTORE_TIMEOUT, {timeout:.0f} s"
-            if isinstance(error, subprocess.TimeoutExpired)
-            else "see the log above"
-        )
+        reason = "see the log above"
+        if isinstance(error, subprocess.TimeoutExpired):
+            reason = f"not done within LITESTREAM_RESTORE_TIMEOUT, {timeout:.0f} s"
         raise StartupError(
             f"Restore: the bucket's copy could not be read ({reason}). Nothing was changed, "
             "because an empty database would replace it. Check the LITESTREAM_ variables."
         ) from None
     finally:
+        # Litestream's lines are printed here, because this stdout never waits for its reader
         print((said or b"").decode(errors="replace"), end="", flush=True)
     if not target.exists():
         return False
     # Litestream's own check is not used, because it also refuses rows that break a constraint
-    require_undamaged(target)
-    return True
-
-
-def require_undamaged(database: Path) -> None:
-    """Refuse a damaged database.
-
-    Raises:
-        StartupError: The database is damaged.
-    """
     try:
-        connection = open_database(database)
-        try:
+        with closing(open_database(target)) as connection:
             damage, _ = integrity.find_damage(connection, quick=True)
-        finally:
-            connection.close()
     except sqlite3.DatabaseError as error:
         damage = str(error)
     if damage:
         raise StartupError(f"Restore: the bucket's copy is damaged: {damage}. Nothing was changed.")
+    return True
 
 
-def supervise(settings: LitestreamSettings, command: list[str]) -> list[str]:
+def supervise(settings: LitestreamSettings, server: list[str]) -> list[str]:
     """Return the command that replicates while the server runs, and ends as the server ends."""
     if not settings.replicated:
-        return command
+        return server
     relay = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py"))]
-    return [*relay, binary(), "replicate", "-config", str(CONFIG), "-exec", shlex.join(command)]
+    return [*relay, *command("replicate", "-exec", shlex.join(server))]
+
+
+def command(task: str, *arguments: str) -> list[str]:
+    """Return the command of Litestream with the service's configuration."""
+    return [binary(), task, "-config", str(CONFIG), *arguments]
 
 
 def binary() -> str:

@@ -13,16 +13,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.chassis import integrity, migrate
+from app.chassis import migrate
+from app.chassis.checks.finding import Finding, ok, skipped
 from app.chassis.errors import StartupError
 from app.chassis.settings import CoreSettings
-from app.chassis.sqlite import open_database, sqlite3
-from app.chassis.storage import sync_directory
+from app.chassis.sqlite import integrity
+from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.volume import beside, free_bytes, size, sync, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -32,58 +34,10 @@ YOUNG: Final = 10.0
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
-
 SILENT: Final = 1.0
 """Seconds before anything is shown."""
 
 BAR_WIDTH: Final = 30
-
-
-@contextmanager
-def progress(label: str, done: Callable[[], int] | None = None, total: int = 0) -> Iterator[None]:
-    """Show a bar on stderr while the block runs, if stderr is a terminal.
-
-    Args:
-        label: Name of the work.
-        done: Function that returns the amount done by now. If it is None, the seconds are shown.
-        total: Total amount, in the same unit.
-    """
-    if not sys.stderr.isatty():
-        yield
-        return
-    ended = threading.Event()
-    painter = threading.Thread(target=paint, args=(label, done, total, ended), daemon=True)
-    painter.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        painter.join()
-
-
-def paint(label: str, done: Callable[[], int] | None, total: int, ended: threading.Event) -> None:
-    started = time.monotonic()
-    if ended.wait(SILENT):
-        return
-    while True:
-        if done is None:
-            line = f"{label} {time.monotonic() - started:.0f} s"
-        else:
-            line = f"{label} {bar(done(), total)}"
-        # This returns to the line's start, and clears the rest of the line
-        sys.stderr.write(f"\r{line}\x1b[K")
-        sys.stderr.flush()
-        if ended.wait(0.2):
-            break
-    sys.stderr.write("\r\x1b[K")
-    sys.stderr.flush()
-
-
-def bar(done: int, total: int) -> str:
-    """Return the bar and the percentage, which is never more than 100."""
-    share = min(1.0, done / total) if total else 1.0
-    filled = round(share * BAR_WIDTH)
-    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}"
 
 
 class Copy(NamedTuple):
@@ -130,37 +84,35 @@ def backup(
         target = name_in(target, database, compress=compress)
     elif keep is not None:
         raise StartupError("Backup: --keep rotates the copies in a directory; name one.")
+    directory = target.parent
+    taken = f"Backup: {target} exists already; name a new file."
     if target.exists() and not named:
-        raise StartupError(f"Backup: {target} exists already; name a new file.")
-    if not target.parent.is_dir():
-        raise StartupError(
-            f"Backup: the directory {target.parent} does not exist; create it first."
-        )
+        raise StartupError(taken)
+    if not directory.is_dir():
+        raise StartupError(f"Backup: the directory {directory} does not exist; create it first.")
     compress = compress or target.suffix == ".gz"
-    require_room(target.parent, total_size(database) * (2 if compress else 1) + reserve, "Backup")
+    require_room(directory, total_size(database) * (2 if compress else 1) + reserve, "Backup")
     try:
-        with workspace(target.parent) as directory:
-            copy = directory / "copy.db"
+        with workspace(directory) as work:
+            copy = work / "copy.db"
             copy_database(database, copy)
             require_sound(copy)
             if compress:
                 copy = compressed(copy)
-            # A link fails if the target has appeared meanwhile, and a rename would replace it
             while True:
                 try:
+                    # A link, unlike a rename, replaces no file that has appeared meanwhile
                     os.link(copy, target)
                     break
                 except FileExistsError:
                     if not named:
-                        raise
-                    # Another copy was made in the same second and has the same name
-                    time.sleep(0.1)
-                    target = name_in(target.parent, database, compress=compress)
-            sync_directory(target.parent)
+                        raise StartupError(taken) from None
+                # Another copy was made in the same second and has the same name
+                time.sleep(0.1)
+                target = name_in(directory, database, compress=compress)
+            sync(directory)
         if keep is not None:
-            rotate(target.parent, database, keep)
-    except FileExistsError:
-        raise StartupError(f"Backup: {target} exists already; name a new file.") from None
+            rotate(directory, database, keep)
     except (OSError, sqlite3.Error) as error:
         raise StartupError(f"Backup: {target} could not be made: {error}.") from None
     return target
@@ -188,30 +140,38 @@ def backups_directory(database: Path) -> Path:
     return database.with_name("backups")
 
 
-def copies(directory: Path, database: Path) -> list[Copy]:
-    """Return the copies of the database in a directory, the newest first. Ignore other files."""
+def copies(directory: Path, database: Path, until: datetime | None = None) -> list[Copy]:
+    """Return the copies of the database in a directory, the newest first.
+
+    Args:
+        directory: The directory, which may be missing and may have other files.
+        database: The database file.
+        until: The time that no copy may be younger than. The present time leaves out the copies
+            that a clock that ran ahead has named.
+    """
     form = re.compile(re.escape(database.stem) + r"-(\d{8}T\d{6}Z)\.db(\.gz)?")
-    found = [
-        Copy(path, datetime.strptime(match[1], STAMP).replace(tzinfo=UTC))
-        for path in (directory.iterdir() if directory.is_dir() else ())
-        if (match := form.fullmatch(path.name))
-    ]
-    return sorted(found, key=lambda copy: copy.made, reverse=True)
+    found = []
+    for path in sorted(directory.glob("*"), reverse=True):
+        if match := form.fullmatch(path.name):
+            made = datetime.strptime(match[1], STAMP).replace(tzinfo=UTC)
+            if until is None or made <= until:
+                found.append(Copy(path, made))
+    return found
+
+
+def newest(database: Path, until: datetime | None = None) -> Copy | None:
+    """Return the newest copy on the volume, or the newest that is not younger than a time."""
+    return next(iter(copies(backups_directory(database), database, until)), None)
 
 
 def rotate(directory: Path, database: Path, keep: int) -> None:
-    """Delete all but the newest copies. Leave out copies whose time is in the future.
-
-    A clock that ran ahead has named those.
-    """
-    now = datetime.now(UTC)
-    made = [copy.path for copy in copies(directory, database) if copy.made <= now]
-    for path in made[keep:]:
-        path.unlink(missing_ok=True)
+    """Delete all but the newest copies. Leave out copies whose time is in the future."""
+    for copy in copies(directory, database, datetime.now(UTC))[keep:]:
+        copy.path.unlink(missing_ok=True)
 
 
 def fetch(settings: CoreSettings, target: Path, at: datetime | None = None) -> bool:
-    """Write the newest copy on the volume to a new file.
+    """Write the newest copy on the volume to a new file, compressed if the copy is.
 
     Args:
         settings: Settings with the path of the database.
@@ -221,71 +181,67 @@ def fetch(settings: CoreSettings, target: Path, at: datetime | None = None) -> b
     Returns:
         True if there was such a copy.
     """
-    database = settings.database_path
-    for copy in copies(backups_directory(database), database):
-        if at is None or copy.made <= at:
-            unpack(copy.path, target)
-            return True
-    return False
+    copy = newest(settings.database_path, at)
+    if copy is not None:
+        shutil.copyfile(copy.path, target)
+    return copy is not None
+
+
+def check(settings: CoreSettings) -> Iterator[Finding]:
+    """Yield a finding about the newest copy on the volume, which a person has made."""
+    name, copy = "backup.newest", newest(settings.database_path)
+    if copy is None:
+        yield skipped(name, "no copy on the volume; `python -m app backup --keep 7` makes one")
+    else:
+        yield ok(name, f"{copy.path} is of {copy.made:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def total_size(database: Path) -> int:
     """Return the size of the database with its log, in bytes."""
-    parts = (database, database.with_name(f"{database.name}-wal"))
-    return sum(part.stat().st_size for part in parts if part.exists())
+    return size(database) + size(beside(database, "-wal"))
+
+
+def shortage(directory: Path, needed: int) -> str | None:
+    """Return that the directory has less room than the bytes that are needed, or None."""
+    free = free_bytes(directory)
+    if free >= needed:
+        return None
+    return f"{directory} has {free / 1e6:.0f} MB free, and {needed / 1e6:.0f} MB are needed"
 
 
 def require_room(directory: Path, needed: int, doing: str) -> None:
-    status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize
-    if free < needed:
-        raise StartupError(
-            f"{doing}: {directory} has {free / 1e6:.0f} MB free, and {needed / 1e6:.0f} MB are "
-            "needed; make room or name another directory."
-        )
+    if short := shortage(directory, needed):
+        raise StartupError(f"{doing}: {short}; make room or name another directory.")
 
 
 def copy_database(database: Path, copy: Path) -> None:
     """Write one consistent state of the database to a new file, and sync it to the disk."""
-    source = open_database(database)
-    try:
-        destination = open_database(copy, create=True)
-        try:
-            with progress("Copying", lambda: total_size(copy), total_size(database)):
-                source.backup(destination, pages=-1)
-            # The copy has to be one file, without a log beside it
-            destination.execute("PRAGMA journal_mode=DELETE")
-        finally:
-            destination.close()
-    finally:
-        source.close()
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
+    with (
+        closing(open_database(database)) as source,
+        closing(open_database(copy, create=True)) as destination,
+    ):
+        with progress("Copying", lambda: total_size(copy), total_size(database)):
+            source.backup(destination, pages=-1)
+        # The copy has to be one file, without a log beside it
+        destination.execute("PRAGMA journal_mode=DELETE")
+    sync(copy)
 
 
 def compressed(copy: Path) -> Path:
     """Compress the copy into a file beside it, read that back once, and delete the original."""
-    packed = copy.with_name(f"{copy.name}.gz")
+    packed = beside(copy, ".gz")
     with (
         copy.open("rb") as source,
-        progress("Compressing", source.tell, copy.stat().st_size),
+        progress("Compressing", source.tell, size(copy)),
         gzip.open(packed, "wb", compresslevel=6) as destination,
     ):
         shutil.copyfileobj(source, destination)
-    with packed.open("rb") as file:
-        os.fsync(file.fileno())
-        with gzip.open(file) as content:
-            while content.read(1 << 20):
-                pass
+    sync(packed)
+    with gzip.open(packed) as content:
+        while content.read(1 << 20):
+            pass
     copy.unlink()
     return packed
-
-
-def unpack(copy: Path, target: Path) -> None:
-    """Write a copy to a new file, and decompress it if it is compressed."""
-    opener = gzip.open if is_compressed(copy) else open
-    with opener(copy, "rb") as source, target.open("xb") as destination:
-        shutil.copyfileobj(source, destination)
 
 
 def is_compressed(copy: Path) -> bool:
@@ -294,21 +250,11 @@ def is_compressed(copy: Path) -> bool:
 
 
 def require_sound(database: Path) -> frozenset[str]:
-    """Refuse a database that is damaged, and warn of rows that break a rule.
-
-    Returns:
-        The revisions of the database.
-
-    Raises:
-        StartupError: A page is damaged.
-    """
-    connection = open_database(database)
-    try:
+    """Refuse a damaged database, warn of rows that break a rule, and return the revisions."""
+    with closing(open_database(database)) as connection:
         with progress("Checking"):
             damage, broken = integrity.find_faults(connection)
         revisions = migrate.current_revisions(connection)
-    finally:
-        connection.close()
     if damage:
         raise StartupError(f"Backup: {database.name} is damaged: {damage}.")
     for line in broken:
@@ -347,7 +293,8 @@ def restore(
             fresh = Path(directory, database.name)
             if is_compressed(copy):
                 unpacked = Path(directory, "unpacked.db")
-                unpack(copy, unpacked)
+                with gzip.open(copy) as source, unpacked.open("xb") as destination:
+                    shutil.copyfileobj(source, destination)
                 copy = unpacked
             require_room(database.parent, total_size(copy), "Restore")
             copy_database(copy, fresh)
@@ -356,8 +303,7 @@ def restore(
             if dry_run:
                 return None
             kept = set_aside(database) if database.exists() else None
-            fresh.replace(database)
-            sync_directory(database.parent)
+            put_in_place(fresh, database)
     except (OSError, EOFError, sqlite3.Error) as error:
         raise StartupError(f"Restore: {name} could not be restored: {error}.") from None
     return kept
@@ -374,20 +320,13 @@ def require_known(name: str, revisions: frozenset[str]) -> None:
 
 
 def set_aside(database: Path) -> Path:
-    """Link the database and its log under another name, and delete the log under the old name.
-
-    SQLite would replay a log that lies beside another database into that database.
-    """
+    """Link the database and its log under another name, which is returned."""
     fold_log(database)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    kept = database.with_name(f"{database.name}.replaced-{stamp}")
-    for suffix in ("", "-wal"):
-        part = database.with_name(f"{database.name}{suffix}")
-        if part.exists():
-            os.link(part, kept.with_name(f"{kept.name}{suffix}"))
-    sync_directory(database.parent)
-    for suffix in ("-wal", "-shm"):
-        database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
+    kept = beside(database, f".replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    os.link(database, kept)
+    if beside(database, "-wal").exists():
+        os.link(beside(database, "-wal"), beside(kept, "-wal"))
+    sync(database.parent)
     return kept
 
 
@@ -397,14 +336,22 @@ def fold_log(database: Path) -> None:
     Raises:
         StartupError: Another process reads the database.
     """
-    with suppress(sqlite3.Error):  # A damaged database is set aside as it is
-        connection = open_database(database)
-        try:
-            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        finally:
-            connection.close()
+    # A damaged database is set aside as it is
+    with suppress(sqlite3.Error), closing(open_database(database)) as connection:
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
         if busy:
             raise StartupError(f"Restore: another process reads {database}; let it finish first.")
+
+
+def put_in_place(fresh: Path, database: Path) -> None:
+    """Give a complete new file the database's name.
+
+    The old log goes first, because SQLite would replay it into any database beside it.
+    """
+    for suffix in ("-wal", "-shm"):
+        beside(database, suffix).unlink(missing_ok=True)
+    fresh.replace(database)
+    sync(database.parent)
 
 
 def tidy(database: Path) -> None:
@@ -418,9 +365,8 @@ def tidy(database: Path) -> None:
     for directory in (database.parent, backups_directory(database)):
         tidy_copies(directory)
     for kept in database.parent.glob(f"{glob.escape(database.name)}.replaced-*"):
-        log = kept.with_name(f"{kept.name}-wal")
         with suppress(OSError):
-            if kept.samefile(database) and not log.exists():
+            if kept.samefile(database) and not beside(kept, "-wal").exists():
                 # The database was not replaced, so this is only a second name of it
                 kept.unlink()
 
@@ -428,12 +374,51 @@ def tidy(database: Path) -> None:
 def tidy_copies(directory: Path) -> None:
     """Remove what killed backups have left in the directory."""
     for path in directory.glob(".backup-*/"):
-        with suppress(OSError):  # The backup ends at this moment, or it still runs
+        with suppress(OSError):  # The backup ends at this moment
             if time.time() - path.stat().st_mtime < YOUNG:
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A backup that still runs holds the lock
+            if (descriptor := try_lock(path)) is not None:
                 shutil.rmtree(path, ignore_errors=True)
-            finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def progress(label: str, done: Callable[[], int] | None = None, total: int = 0) -> Iterator[None]:
+    """Show a bar of the amount done while the block runs, if stderr is a terminal.
+
+    Without an amount and its total, show the seconds.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    started, ended = time.monotonic(), threading.Event()
+
+    def show(text: str) -> None:
+        # This returns to the line's start, and clears the rest of the line
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def paint() -> None:
+        if ended.wait(SILENT):
+            return
+        while True:
+            seconds = f"{time.monotonic() - started:.0f} s"
+            show(f"{label} {bar(done(), total) if done else seconds}")
+            if ended.wait(0.2):
+                break
+        show("")
+
+    painter = threading.Thread(target=paint, daemon=True)
+    painter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        painter.join()
+
+
+def bar(done: int, total: int) -> str:
+    """Return the bar and the percentage, which is never more than 100."""
+    share = min(1.0, done / total) if total else 1.0
+    filled = round(share * BAR_WIDTH)
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from app.chassis.sqlite import sqlite3
+from app.chassis.sqlite.driver import sqlite3
 
 OF_A_ROW: Final = re.compile(r"\S+ value in |CHECK constraint failed in ")
 """Beginning of a line about rows (sqlite.org/pragma.html#pragma_integrity_check)."""
@@ -72,20 +72,18 @@ def find_damage(connection: sqlite3.Connection, *, quick: bool) -> tuple[str | N
 
 def find_orphans(connection: sqlite3.Connection) -> dict[Reference, Orphans]:
     """Return the rows of each foreign key that refer to no row."""
+    columns: dict[str, dict[int, list[str]]] = {}
+    for table, key, column in connection.execute(
+        'SELECT name, id, "from" FROM sqlite_master, pragma_foreign_key_list(name) '
+        "WHERE type = 'table'"
+    ):
+        columns.setdefault(table, {}).setdefault(key, []).append(column)
     found: dict[Reference, Orphans] = {}
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    for (table,) in tables:
-        quoted = table.replace('"', '""')
-        columns: dict[int, list[str]] = {}
-        for key, _, _, column, *_ in connection.execute(f'PRAGMA foreign_key_list("{quoted}")'):
-            columns.setdefault(key, []).append(column)
-        if not columns:
-            continue
+    query = "SELECT rowid, parent, fkid FROM pragma_foreign_key_check(?)"
+    for table, keys in columns.items():
         try:
-            for _, rowid, parent, key in connection.execute(
-                f'PRAGMA foreign_key_check("{quoted}")'
-            ):
-                reference = Reference(table, ", ".join(columns[key]), parent)
+            for rowid, parent, key in connection.execute(query, (table,)):
+                reference = Reference(table, ", ".join(keys[key]), parent)
                 before = found.get(reference, Orphans(0))
                 # A table WITHOUT ROWID has no rowid to report
                 told = before.rowids + ((rowid,) if rowid is not None else ())
@@ -97,23 +95,19 @@ def find_orphans(connection: sqlite3.Connection) -> dict[Reference, Orphans]:
 
 def describe(found: Mapping[Reference, Orphans]) -> list[str]:
     """Return one line for each foreign key."""
-    return [
-        orphans.reason
-        or f"table {reference.table} has {orphans.rows} {noun(orphans.rows)} whose "
-        f"{reference.columns} is in no row of {reference.parent}{rowids(orphans)}"
-        for reference, orphans in found.items()
-    ]
+    lines = []
+    for (table, columns, parent), (rows, rowids, reason) in found.items():
+        shown = ", ".join(map(str, rowids)) + (", ..." if rows > len(rowids) else "")
+        lines.append(
+            reason
+            or f"table {table} has {rows} {noun(rows)} whose {columns} is in no row of {parent}"
+            + (f" (rowid {shown})" if rowids else "")
+        )
+    return lines
 
 
 def noun(count: int) -> str:
     return "row" if count == 1 else "rows"
-
-
-def rowids(orphans: Orphans) -> str:
-    if not orphans.rowids:
-        return ""
-    more = ", ..." if orphans.rows > len(orphans.rowids) else ""
-    return f" (rowid {', '.join(map(str, orphans.rowids))}{more})"
 
 
 def newly_orphaned(

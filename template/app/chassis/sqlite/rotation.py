@@ -7,20 +7,18 @@ worker that holds the lock on the directory makes copies. When it ends, the kern
 for another worker.
 """
 
-import fcntl
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic import Field, field_validator
 
-from app.chassis import backup
 from app.chassis.checks.finding import (
     Degraded,
     Details,
@@ -33,6 +31,7 @@ from app.chassis.checks.finding import (
 )
 from app.chassis.errors import StartupError
 from app.chassis.settings import CoreSettings
+from app.chassis.sqlite import backup, volume
 
 logger = logging.getLogger(__name__)
 
@@ -107,33 +106,24 @@ class Rotation(Monitor):
             Degraded: It is too old, or there is no room for the next one.
         """
         now = datetime.now(UTC)
-        made = self.newest(now)
-        age = None if made is None else round((now - made).total_seconds())
+        copy = backup.newest(self.database, now)
+        age = None if copy is None else round((now - copy.made).total_seconds())
         details: Details = {"age_seconds": age}
-        if self.is_due(now) and self.lacks_room():
+        if self.is_due(now) and self.shortage():
             raise Degraded("there is no room for a copy of the database", details)
-        if now - (made or self.began) > LATE:
+        if now - (copy.made if copy else self.began) > LATE:
             raise Degraded("the newest copy of the database is too old", details)
         return details
 
-    def newest(self, now: datetime) -> datetime | None:
-        """Return the time of the newest copy, and ignore copies whose names have a future time."""
-        found = backup.copies(self.directory, self.database)
-        return next((copy.made for copy in found if copy.made <= now), None)
-
     def is_due(self, now: datetime) -> bool:
-        made = self.newest(now)
-        return made is None or made < self.settings.last_due(now)
+        copy = backup.newest(self.database, now)
+        return copy is None or copy.made < self.settings.last_due(now)
 
-    def lacks_room(self) -> str | None:
+    def shortage(self) -> str | None:
         """Return why the next copy does not fit, or None if it fits."""
-        try:
+        with suppress(OSError):  # There is no directory yet
             needed = backup.total_size(self.database) + self.settings.copy_reserve
-            backup.require_room(self.database.parent, needed, "Backup")
-        except StartupError as error:
-            return str(error)
-        except OSError:  # There is no directory yet
-            return None
+            return backup.shortage(self.database.parent, needed)
         return None
 
     @asynccontextmanager
@@ -171,7 +161,10 @@ class Rotation(Monitor):
         if time.monotonic() < self.retry_at or not self.is_due(datetime.now(UTC)):
             return
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        if not self.has_turn():
+        # The worker that holds this lock is the one of its container that makes copies
+        if self.turn is None:
+            self.turn = volume.try_lock(self.directory)
+        if self.turn is None:
             return
         backup.tidy_copies(self.directory)
         # Copies beyond a lower BACKUP_KEEP go first, because the new one may need their room
@@ -184,38 +177,25 @@ class Rotation(Monitor):
         )
         logger.info("Made the copy %s", copy)
 
-    def has_turn(self) -> bool:
-        """Return whether this worker is the one of its container that makes copies."""
-        if self.turn is None:
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return False
-            self.turn = descriptor
-        return True
-
 
 def check(settings: RotationSettings) -> Iterator[Finding]:
     """Yield a finding about the age of the newest copy and the room for the next one."""
     name = "backup.newest"
     rotation, now = Rotation(settings), datetime.now(UTC)
     daily = f"daily at {settings.backup_time} UTC"
-    made = rotation.newest(now)
+    copy = backup.newest(rotation.database, now)
     shown = f"no copy in {rotation.directory} yet"
-    if made is not None:
-        shown = f"the newest copy in {rotation.directory} is of {made:%Y-%m-%d %H:%M:%S} UTC"
-    if rotation.database.exists() and (problem := rotation.lacks_room()):
-        verdict, _, _ = problem.removeprefix("Backup: ").partition(";")
+    if copy is not None:
+        shown = f"the newest copy in {rotation.directory} is of {copy.made:%Y-%m-%d %H:%M:%S} UTC"
+    if rotation.database.exists() and (short := rotation.shortage()):
         yield warning(
             name,
-            f"{shown}, and the next one does not fit: {verdict}",
+            f"{shown}, and the next one does not fit: {short}",
             "grow the volume, set BACKUP_KEEP lower, or delete copies",
         )
-    elif made is None:
+    elif copy is None:
         yield skipped(name, f"{shown}; the service makes one after its start, and {daily}")
-    elif now - made > LATE:
+    elif now - copy.made > LATE:
         yield warning(
             name,
             f"{shown}; the service makes one {daily}, if it runs",

@@ -15,7 +15,7 @@ from app.chassis import migrate
 from app.chassis.backup import backup, backups_directory, copies, fetch, restore, tidy
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database

@@ -9,7 +9,7 @@ from alembic.config import CommandLine
 
 from app.chassis import migrate
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database

@@ -22,7 +22,7 @@ from app.chassis.database import Reader, Writer
 from app.chassis.errors import StartupError
 from app.chassis.routing import DatabaseRoute
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.chassis.storage import locked
 from app.settings import Settings
 

@@ -6,7 +6,7 @@ import pytest
 
 from app.chassis import answers
 from app.chassis.cli import main
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.chassis.storage import locked
 
 

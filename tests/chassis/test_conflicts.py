@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.chassis.database import Reader, Writer
 from app.chassis.routing import DatabaseRoute
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.main import create_app
 from app.settings import Settings
 

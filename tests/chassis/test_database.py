@@ -21,7 +21,7 @@ from starlette.testclient import WebSocketDenialResponse
 from app.chassis import database as chassis
 from app.chassis.backup import copy_database
 from app.chassis.database import Database, DatabaseBusyError, Reader, Writer, get_database
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.main import create_app
 from app.settings import Settings
 

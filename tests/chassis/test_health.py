@@ -20,7 +20,7 @@ from sqlalchemy import text
 from app.chassis import health, verdict
 from app.chassis.application import create_application
 from app.chassis.database import Database
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.chassis.verdict import Degraded, Details, HealthCheck, Unhealthy
 from app.settings import Settings
 

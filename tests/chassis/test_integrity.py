@@ -10,7 +10,7 @@ from app.chassis import integrity, migrate
 from app.chassis.backup import backup, restore
 from app.chassis.checks import database as checks
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database

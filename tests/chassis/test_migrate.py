@@ -15,7 +15,7 @@ from sqlalchemy.schema import CreateTable
 from app.chassis import migrate
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import MAGIC, open_database
+from app.chassis.sqlite.driver import MAGIC, open_database
 from app.chassis.testing import required_variables
 from app.models import Base
 from app.settings import Settings

@@ -12,7 +12,7 @@ from app.chassis import storage
 from app.chassis.checks import storage as checks
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 from .databases import make_database

@@ -63,7 +63,7 @@ import sys
 import time
 from pathlib import Path
 
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 
 connection = open_database(Path(sys.argv[1]), create=True)
 connection.execute("PRAGMA journal_mode=WAL")

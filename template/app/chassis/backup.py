@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from app.chassis import integrity, migrate
 from app.chassis.errors import StartupError
 from app.chassis.settings import ChassisSettings
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite.driver import open_database, sqlite3
 from app.chassis.storage import sync_directory
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from app.chassis.sessions import (
     lent,
     take_back,
 )
-from app.chassis.sqlite import MAGIC, open_database, sqlite3
+from app.chassis.sqlite.driver import MAGIC, open_database, sqlite3
 from app.chassis.threads import Threads, Work, call_each
 from app.chassis.times import STORED
 from app.chassis.verdict import Degraded

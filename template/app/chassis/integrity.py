@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from app.chassis.sqlite import sqlite3
+from app.chassis.sqlite.driver import sqlite3
 
 OF_A_ROW: Final = re.compile(r"\S+ value in |CHECK constraint failed in ")
 """Beginning of a line about rows (sqlite.org/pragma.html#pragma_integrity_check)."""

@@ -25,7 +25,7 @@ from app.chassis import features, integrity, storage
 from app.chassis.errors import StartupError
 from app.chassis.schema import Schema
 from app.chassis.settings import PROJECT_ROOT, ChassisSettings
-from app.chassis.sqlite import MAGIC, open_database, sqlite3
+from app.chassis.sqlite.driver import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
     from alembic.operations import MigrationScript

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, exc
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from app.chassis.sqlite import sqlite3
+from app.chassis.sqlite.driver import sqlite3
 
 RIGHT_WAY: Final = (
     "The session ended with its route or `with` block. Read what is needed before that, or open a "

@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from app.chassis import backup, migrate
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 
 
 def ask(database: Path, query: str = "PRAGMA user_version") -> list[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 
 from .conftest import HERE
 

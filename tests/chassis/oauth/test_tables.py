@@ -9,7 +9,7 @@ from app.chassis import features, migrate
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
 from app.chassis.oauth.models import User
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
 (SCHEMA,) = (schema for schema in features.SCHEMAS if schema.name == "oauth")

@@ -12,7 +12,7 @@ from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.errors import StartupError
 from app.chassis.settings import ChassisSettings
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite.driver import open_database, sqlite3
 
 FIXED_SQLITE: Final = (3, 51, 3)
 """First version without the WAL-reset bug (https://sqlite.org/wal.html)."""

@@ -21,7 +21,7 @@ from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.errors import StartupError
 from app.chassis.litestream.process import CONFIG, binary, environment
 from app.chassis.litestream.settings import LitestreamSettings
-from app.chassis.sqlite import open_database
+from app.chassis.sqlite.driver import open_database
 
 FIXED_LITESTREAM: Final = (0, 5, 17)
 """First version with a SQLite that does not have the WAL-reset bug."""

@@ -17,7 +17,7 @@ from app.chassis import integrity
 from app.chassis.errors import StartupError
 from app.chassis.litestream.settings import LitestreamSettings
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import open_database, sqlite3
+from app.chassis.sqlite.driver import open_database, sqlite3
 from app.chassis.storage import sync_directory
 
 logger = logging.getLogger(__name__)

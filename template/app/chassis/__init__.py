@@ -8,7 +8,7 @@ routing.py and streaming.py. A name is loaded when it is first asked for, becaus
 few of them.
 
 A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit), the middleware
-of the service, and routing.py, which runs it in threads.py on a session of database.py.
+of the service, and routing.py, which runs it in a thread and a session of database.py.
 A setting is declared in settings.py or by a feature, checked before anything starts, and listed
 by `python -m app settings`.
 A start goes through serve.py: settings, volume, lock, restore, migrations, server.
@@ -23,15 +23,15 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
     output, openapi                   lines of the log, and the document of the routes
-    routing, database, sessions       routes in the database
-    threads, sqlite                   below them
+    routing, database                 routes in the database
+    sqlite                            engine of the database, a directory
     schema, integrity                 tables, and references between them
     streaming, times                  server-sent events, and moments in UTC
     health, verdict, status           whether all is well
     backup                            copies of the database
     testing                           what tests of the service need
 
-Every directory but checks is a feature that was chosen. Its __init__.py says what it does.
+Every other directory but checks is a feature that was chosen. Its __init__.py says what it does.
 """
 
 from importlib import import_module
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from app.chassis.application import create_application as create_application
     from app.chassis.database import Database as Database
     from app.chassis.database import DatabaseBusyError as DatabaseBusyError
+    from app.chassis.database import DatabaseUnavailableError as DatabaseUnavailableError
     from app.chassis.database import Reader as Reader
     from app.chassis.database import Writer as Writer
     from app.chassis.database import get_database as get_database
@@ -60,7 +61,14 @@ if TYPE_CHECKING:
 
 MODULES: Final = {
     "application": ("create_application",),
-    "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
+    "database": (
+        "Database",
+        "DatabaseBusyError",
+        "DatabaseUnavailableError",
+        "Reader",
+        "Writer",
+        "get_database",
+    ),
     "features": ("signed_in",),
     "replication": ("ChassisSettings",),
     "routing": ("Router",),

@@ -21,9 +21,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.chassis import migrate, verdict
-from app.chassis.database import DatabaseFile
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.file import DatabaseFile
 from app.chassis.verdict import Degraded, Details, Status, Verdict
 
 # Services that come from the first release import these two from here

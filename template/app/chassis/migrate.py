@@ -356,7 +356,8 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     from sqlalchemy import event
     from sqlalchemy.exc import OperationalError
 
-    from app.chassis.database import DatabaseFile, migration_engine
+    from app.chassis.sqlite.engines import migration_engine
+    from app.chassis.sqlite.file import DatabaseFile
 
     existing = "existing" in context.get_x_argument()
     for feature in features.SCHEMAS:

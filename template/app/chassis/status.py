@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from app.chassis import backup, migrate, replication, storage
-from app.chassis.database import DatabaseFile
 from app.chassis.health import CheckResult, DatabaseHealth, failed, passed, worst
 from app.chassis.replication import ChassisSettings
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.file import DatabaseFile
 from app.chassis.verdict import HealthCheck, Status, Verdict
 
 

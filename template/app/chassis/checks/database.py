@@ -9,10 +9,11 @@ from sqlalchemy import exc
 
 from app.chassis import assembly, integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
-from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.errors import StartupError
 from app.chassis.settings import ChassisSettings
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.engines import writer_engine
+from app.chassis.sqlite.file import DatabaseFile
 
 FIXED_SQLITE: Final = (3, 51, 3)
 """First version without the WAL-reset bug (https://sqlite.org/wal.html)."""

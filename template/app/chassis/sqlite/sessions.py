@@ -8,7 +8,7 @@ then take a connection that nobody gives back, or one that somebody else is work
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import RLock
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 from weakref import WeakSet, finalize
 
 from sqlalchemy import Connection, Engine, ExceptionContext, exc
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from app.chassis.sqlite.driver import sqlite3
+from app.chassis.sqlite.file import DatabaseBusyError
 
 RIGHT_WAY: Final = (
     "The session ended with its route or `with` block. Read what is needed before that, or open a "
@@ -51,7 +52,7 @@ class LentSession(Session):
         if not isinstance(self.bind, Engine):
             return self.bind
         if self._connection is None:
-            self._connection = self.bind.connect()
+            self._connection = connect(self.bind)
             self._finalizer = finalize(self, throw_away, self._connection)
             self._finalizer.atexit = False
         return self._connection
@@ -65,7 +66,7 @@ class LentSession(Session):
     def end(self) -> None:
         """Close the session, and refuse all later use of it and of its results."""
         connection = self._connection or self.bind
-        if is_usable(connection):
+        if isinstance(connection, Connection) and not (connection.closed or connection.invalidated):
             driver: Any = connection.connection.dbapi_connection
             driver.end_cursors()
         # A thread of the route may be about to use the session, and is refused from now on
@@ -113,10 +114,16 @@ class EndedSession(LentSession):
         """Do nothing."""
 
 
-def is_usable(connection: Any) -> TypeGuard[Connection]:
-    return (
-        isinstance(connection, Connection) and not connection.closed and not connection.invalidated
-    )
+def connect(engine: Engine) -> Connection:
+    """Take a connection from the engine's pool.
+
+    Raises:
+        DatabaseBusyError: Others have kept all of them for too long.
+    """
+    try:
+        return engine.connect()
+    except exc.TimeoutError as error:
+        raise DatabaseBusyError from error
 
 
 def throw_away(connection: Connection) -> None:
@@ -130,8 +137,9 @@ def throw_away(connection: Connection) -> None:
 
 
 @contextmanager
-def lent(session: LentSession) -> Iterator[Session]:
-    """End the session when the block ends."""
+def lent(bind: Engine | Connection) -> Iterator[Session]:
+    """Open a session, which ends with the block. In a transaction it has a savepoint of its own."""
+    session = LentSession(bind, expire_on_commit=False, join_transaction_mode="create_savepoint")
     try:
         yield session
     finally:

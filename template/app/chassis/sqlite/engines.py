@@ -76,10 +76,6 @@ def make_engine(
     can then both read before either writes, and one update is lost.
 
     Args:
-        file: The database's file, which is checked before anything is done to it.
-        begin: The statement.
-        pragmas: Values to set on every connection.
-        busy_timeout: Seconds that SQLite itself waits for a lock.
         size: Number of connections to keep, and of further ones that may be open for a while.
             By default there is one connection and no other.
     """

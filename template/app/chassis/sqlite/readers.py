@@ -128,11 +128,7 @@ class Readers:
         return BlockSession(self.engine, expire_on_commit=False)
 
     async def run(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a session in a thread.
-
-        Raises:
-            DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
-        """
+        """Call a function with a session in a thread."""
 
         def read(bind: Bind) -> Result:
             with lent(bind) as session:
@@ -147,11 +143,7 @@ class Readers:
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Session]:
-        """Yield a session with one consistent view, for as long as a coroutine needs it.
-
-        Raises:
-            DatabaseBusyError: Other readers took longer than BUSY_TIMEOUT.
-        """
+        """Yield a session with one consistent view, for as long as a coroutine needs it."""
         try:
             with anyio.fail_after(engines.BUSY_TIMEOUT):
                 await self._coroutines.acquire()
@@ -196,9 +188,8 @@ class Readers:
 
     def _taken(self) -> int:
         """Return how many sessions outside of routes are open."""
-        pool = self.engine.pool
-        assert isinstance(pool, QueuePool)
-        return pool.checkedout()
+        assert isinstance(self.engine.pool, QueuePool)
+        return self.engine.pool.checkedout()
 
     def _start(self) -> None:
         self._waiting = SimpleQueue()
@@ -220,10 +211,9 @@ class Readers:
         """End the threads and close the connections. After a second, work is left to itself."""
         with self._starting:
             threads, self._threads = self._threads, []
-        for _ in threads:
-            self._waiting.put(None)
-        until = time.monotonic() + 1
+            for _ in threads:
+                self._waiting.put(None)
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(1 / len(threads))
         self.engine.dispose()
         self._route_engine.dispose()

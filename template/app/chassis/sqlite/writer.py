@@ -36,12 +36,7 @@ HAS_DEFERRED: Final = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%INITIALLY DE
 
 
 class SingleWriter:
-    """Thread and connection that write.
-
-    Args:
-        file: The database's file.
-        synchronous: SQLite's `synchronous`.
-    """
+    """Thread that writes, and the one connection for it and for coroutines."""
 
     def __init__(self, file: DatabaseFile, synchronous: str) -> None:
         self.file = file
@@ -62,13 +57,7 @@ class SingleWriter:
         self.file.require_written()
 
     async def run(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a session in the writer's thread, and commit it.
-
-        A caller that stops waiting for it does not stop it.
-
-        Raises:
-            DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
-        """
+        """Call a function with a session in the writer's thread, and commit it."""
 
         def write(bind: Bind) -> Result:
             with lent(bind) as session:
@@ -80,11 +69,7 @@ class SingleWriter:
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Session]:
-        """Yield a session for as long as a coroutine needs it, and commit it at the end.
-
-        Raises:
-            DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
-        """
+        """Yield a session for as long as a coroutine needs it, and commit it at the end."""
         turn: Work[None] = Work(None)
         try:
             await self._wait(turn)

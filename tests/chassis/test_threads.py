@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -176,6 +177,17 @@ def test_a_held_turn_keeps_its_place_and_the_others_waiting(
                     pytest.fail("two have the same turn")
             assert not behind.done()
         assert await behind == "next"
+
+    in_loop(scenario)
+
+
+def test_a_turn_stops_nobody_else_while_other_code_writes(database: Database) -> None:
+    async def scenario() -> None:
+        began = time.monotonic()
+        with database.write() as session:
+            session.connection()
+            async with database._writer.lend():
+                assert time.monotonic() - began < engines.BUSY_TIMEOUT / 2
 
     in_loop(scenario)
 

@@ -5,9 +5,10 @@ A session of SQLAlchemy begins anew when it is used after its end. A response th
 then take a connection that nobody gives back, or one that somebody else is working with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import RLock
+from types import MappingProxyType
 from typing import Any, Final
 from weakref import WeakSet, finalize
 
@@ -42,6 +43,7 @@ class LentSession(Session):
     Its close method only resets it, as in SQLAlchemy.
     """
 
+    options: Mapping[str, float] = MappingProxyType({})
     _connection: Connection | None = None
     _finalizer: "finalize[[Connection], LentSession]"
 
@@ -52,7 +54,7 @@ class LentSession(Session):
         if not isinstance(self.bind, Engine):
             return self.bind
         if self._connection is None:
-            self._connection = connect(self.bind)
+            self._connection = connect(self.bind).execution_options(**self.options)
             self._finalizer = finalize(self, throw_away, self._connection)
             self._finalizer.atexit = False
         return self._connection
@@ -137,9 +139,15 @@ def throw_away(connection: Connection) -> None:
 
 
 @contextmanager
-def lent(bind: Engine | Connection) -> Iterator[Session]:
-    """Open a session, which ends with the block. In a transaction it has a savepoint of its own."""
+def lent(bind: Engine | Connection, **options: float) -> Iterator[Session]:
+    """Open a session, which ends with the block. In a transaction it has a savepoint of its own.
+
+    Args:
+        bind: The connection, or the engine, which is asked for one at the first use.
+        options: SQLAlchemy's options for that connection.
+    """
     session = LentSession(bind, expire_on_commit=False, join_transaction_mode="create_savepoint")
+    session.options = options
     try:
         yield session
     finally:

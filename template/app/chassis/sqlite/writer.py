@@ -73,7 +73,7 @@ class SingleWriter:
         turn: Work[None] = Work(None)
         try:
             await self._wait(turn)
-            with self._connect(turn) as connection, lent(connection) as session:
+            with lent(self.engine, busy_timeout=turn.left) as session:
                 yield session
                 await run_sync(session.commit, limiter=self._commits)
             self.file.require_written()
@@ -145,7 +145,8 @@ class SingleWriter:
         begun = 0
         try:
             # The wait for the turn counts for the lock too, and the first has waited the longest
-            with self._connect(works[0]) as connection:
+            with connect(self.engine) as connection:
+                connection.execution_options(busy_timeout=works[0].left)
                 if len(works) == 1:
                     begun = 1
                     works[0].call(connection)
@@ -168,12 +169,6 @@ class SingleWriter:
             for work in works[:begun]:
                 work.error = work.error or error
         return begun
-
-    @contextmanager
-    def _connect(self, work: Work[Any]) -> Iterator[Connection]:
-        """Connect, with the time that the work has left for the lock."""
-        with connect(self.engine) as connection:
-            yield connection.execution_options(busy_timeout=work.left)
 
 
 def share(work: Work[Any], connection: Connection) -> None:

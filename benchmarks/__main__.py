@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import copying, image, peers, report, serving, soaking, starting, streaming
+from benchmarks import (
+    copying,
+    image,
+    mechanisms,
+    peers,
+    report,
+    serving,
+    soaking,
+    starting,
+    streaming,
+)
 from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
@@ -29,8 +39,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "soak": soaking.soak,
     "image": image.image,
     "peers": peers.peers,
+    "mechanisms": mechanisms.mechanisms,
 }
-ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image", "peers"})
+ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image", "peers", "mechanisms"})
 CHEAP = ("trivial", "health", "mixed", "boot", "copy")
 
 

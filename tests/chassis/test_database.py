@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import WebSocketDenialResponse
 
-from app.chassis import database as chassis
-from app.chassis.database import Database, DatabaseBusyError, Reader, Writer, get_database
+from app.chassis.database import (
+    Database,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    Reader,
+    Writer,
+    get_database,
+)
+from app.chassis.sqlite import engines, writer
 from app.chassis.sqlite.backup import copy_database
 from app.chassis.sqlite.driver import open_database
 from app.main import create_app
@@ -34,7 +42,7 @@ THREADS = 8
 @pytest.fixture
 def database(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Database:
     # longer than a busy machine takes for a few routes
-    monkeypatch.setattr(chassis, "GROUP_SECONDS", 0.5)
+    monkeypatch.setattr(writer, "GROUP_SECONDS", 0.5)
     make_database(settings.database_path)
     made = Database(settings.database_path)
     with made.write() as session:
@@ -52,7 +60,7 @@ def test_the_pragmas_are_in_force(database: Database) -> None:
         assert pragma(session, "journal_mode") == "wal"
         assert pragma(session, "synchronous") == 2
         assert pragma(session, "foreign_keys") == 1
-        assert pragma(session, "journal_size_limit") == chassis.JOURNAL_SIZE_LIMIT
+        assert pragma(session, "journal_size_limit") == engines.JOURNAL_SIZE_LIMIT
     with database.read() as session:
         assert pragma(session, "query_only") == 1
         assert pragma(session, "busy_timeout") == 5000
@@ -113,13 +121,44 @@ def test_no_update_is_lost(database: Database, processes: int) -> None:
 def test_waiting_for_the_write_lock_is_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.2)
     holder = open_database(database.path)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseBusyError):
         increment(database)
     holder.close()
     increment(database)
+
+
+def test_a_session_that_none_is_left_for_is_told_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.1)
+    few = Database(database.path)
+
+    def keep(count: int) -> None:
+        with ExitStack() as kept:
+            for _ in range(count):
+                kept.enter_context(few.read()).execute(text("SELECT 1"))
+
+    keep(2 * engines.READERS)
+    with pytest.raises(DatabaseBusyError):
+        keep(2 * engines.READERS + 1)
+    with few.write() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(DatabaseBusyError):
+            increment(few)
+    few.dispose()
+
+
+def test_only_what_the_database_itself_fails_at_is_unavailable(database: Database) -> None:
+    with database.read() as session, pytest.raises(OperationalError) as wrong:
+        session.execute(text("SELECT value FROM nowhere"))
+    assert not isinstance(wrong.value, DatabaseUnavailableError)
+    database.dispose()
+    database.path.write_bytes(b"no database at all" * 100)
+    with Database(database.path).read() as session, pytest.raises(DatabaseUnavailableError):
+        session.execute(text("SELECT value FROM counter"))
 
 
 def test_a_missing_file_is_not_made_anew(database: Database) -> None:
@@ -142,7 +181,7 @@ def test_a_replaced_file_is_left_alone(database: Database, tmp_path: Path) -> No
     os.link(database.path, kept)
     copy.replace(database.path)
 
-    for engine in (database.reader_engine, database.writer_engine):
+    for engine in (database._readers.engine, database._writer.engine):
         with pytest.raises(OperationalError, match="replaced"), engine.connect() as connection:
             connection.execute(text("SELECT value FROM counter"))
     assert database.path.read_bytes() == content
@@ -157,7 +196,7 @@ def test_a_deleted_log_is_noticed_and_a_stop_saves_what_was_in_it(database: Data
     increment(database)
     (database.path.with_name("app.db-wal")).unlink()
 
-    for engine in (database.reader_engine, database.writer_engine):
+    for engine in (database._readers.engine, database._writer.engine):
         with pytest.raises(OperationalError, match="log was deleted"), engine.connect() as again:
             again.execute(text("SELECT value FROM counter"))
     database.dispose()
@@ -168,7 +207,7 @@ def test_a_deleted_log_is_noticed_and_a_stop_saves_what_was_in_it(database: Data
 
 def test_a_writer_that_is_opened_anew_may_have_a_new_log(database: Database) -> None:
     for _ in range(2):
-        with database.writer_engine.connect() as connection:
+        with database._writer.engine.connect() as connection:
             connection.execute(text("UPDATE counter SET value = value + 1"))
             connection.commit()
             connection.invalidate()
@@ -275,7 +314,7 @@ def test_an_answer_comes_after_the_commit(settings: Settings, database: Database
 def test_a_busy_database_is_a_503(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.2)
     holder = open_database(database.path)
     holder.execute("BEGIN IMMEDIATE")
     with make_client(settings) as client:
@@ -292,7 +331,7 @@ def test_one_wait_covers_the_turn_and_the_lock(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a writer whose turn comes when the one before has given up would wait as long again
-    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 1.0)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 1.0)
     holder = open_database(database.path)
     holder.execute("BEGIN IMMEDIATE")
 
@@ -340,7 +379,7 @@ def test_writers_of_one_process_take_turns(database: Database) -> None:
 @pytest.fixture
 def commits(database: Database) -> list[float]:
     made: list[float] = []
-    event.listen(database.writer_engine, "commit", lambda _: made.append(time.monotonic()))
+    event.listen(database._writer.engine, "commit", lambda _: made.append(time.monotonic()))
     return made
 
 
@@ -348,7 +387,7 @@ def write_at_once(database: Database, *functions: Callable[[Session], object]) -
     """What each returned or raised; they have waited for the writer together."""
 
     async def write() -> list[object]:
-        async with database.writing():
+        async with database._writer.lend():
             tasks = [asyncio.create_task(database.run_writing(each)) for each in functions]
             await asyncio.sleep(0.01)
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -415,8 +454,7 @@ def test_what_sqlite_has_undone_is_no_success(database: Database) -> None:
 
     one, full, ten = write_at_once(database, add(1), fill, add(10))
     for error in (one, full):
-        assert isinstance(error, OperationalError)
-        assert chassis.is_unavailable(error)
+        assert isinstance(error, DatabaseUnavailableError)
         assert "full" in str(error)
     assert ten == 10
     assert value(database) == 10
@@ -439,7 +477,7 @@ def test_a_group_whose_file_is_gone_is_no_success(database: Database) -> None:
         database.path.unlink()
 
     answers = write_at_once(database, add(1), delete, add(10))
-    assert [type(answer) for answer in answers] == [OperationalError] * 3
+    assert [type(answer) for answer in answers] == [DatabaseUnavailableError] * 3
 
 
 def test_a_slow_writer_shares_its_commit_only_with_those_before(
@@ -447,7 +485,7 @@ def test_a_slow_writer_shares_its_commit_only_with_those_before(
 ) -> None:
     def slow(session: Session) -> None:
         add(1)(session)
-        time.sleep(2 * chassis.GROUP_SECONDS)
+        time.sleep(2 * writer.GROUP_SECONDS)
 
     assert write_at_once(database, add(1), slow, add(10), add(10)) == [1, None, 10, 10]
     assert len(commits) == 2
@@ -456,16 +494,16 @@ def test_a_slow_writer_shares_its_commit_only_with_those_before(
 def test_a_group_without_the_lock_gives_up_one_by_one(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 0.3)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.3)
     holder = open_database(database.path)
     threading.Timer(0.5, holder.execute, ["ROLLBACK"]).start()
 
     async def write() -> list[object]:
-        async with database._writer.held(5):
+        async with database._writer.lend():
             holder.execute("BEGIN IMMEDIATE")
             first = [asyncio.create_task(database.run_writing(add(1))) for _ in range(2)]
             await asyncio.sleep(0.2)
-            monkeypatch.setattr(chassis, "BUSY_TIMEOUT", 5.0)
+            monkeypatch.setattr(engines, "BUSY_TIMEOUT", 5.0)
             later = asyncio.create_task(database.run_writing(add(10)))
             await asyncio.sleep(0)
         return await asyncio.gather(*first, later, return_exceptions=True)
@@ -484,11 +522,11 @@ def test_a_group_that_waited_for_the_lock_is_still_one(
     holder = open_database(database.path)
 
     async def write() -> list[int]:
-        async with database._writer.held(5):
+        async with database._writer.lend():
             holder.execute("BEGIN IMMEDIATE")
             tasks = [asyncio.create_task(database.run_writing(add(1))) for _ in range(5)]
             await asyncio.sleep(0.01)
-        await asyncio.sleep(3 * chassis.GROUP_SECONDS)
+        await asyncio.sleep(3 * writer.GROUP_SECONDS)
         holder.execute("ROLLBACK")
         return await asyncio.gather(*tasks)
 

@@ -1,9 +1,11 @@
 """A DatabaseRoute answers as the same route of FastAPI's own would, from the database's thread."""
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
+import anyio.from_thread
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
@@ -236,3 +238,50 @@ def test_a_router_has_routes_in_the_databases_thread() -> None:
     router = Router(prefix="/chassis")
     router.get("/read")(lambda: None)
     assert isinstance(router.routes[0], DatabaseRoute)
+
+
+def test_a_route_may_ask_the_event_loop_for_something(settings_with_counter: Settings) -> None:
+    router = Router(prefix="/chassis")
+
+    async def ask(name: str) -> str:
+        await asyncio.sleep(0)
+        return name
+
+    @router.get("/read")
+    def read(session: Reader) -> str:
+        return anyio.from_thread.run(ask, f"read {counter(session)}")
+
+    @router.post("/write")
+    def write(session: Writer) -> str:
+        increment(session)
+        return anyio.from_thread.run(ask, f"wrote {counter(session)}")
+
+    app = create_app(settings_with_counter)
+    app.include_router(router)
+    with TestClient(app) as client:
+        assert client.get("/chassis/read").json() == "read 0"
+        assert client.post("/chassis/write").json() == "wrote 1"
+
+
+def test_a_function_is_wrapped_once_however_often_its_router_is_included(
+    settings_with_counter: Settings,
+) -> None:
+    inner, outer = Router(prefix="/inner"), Router(prefix="/outer")
+    called: list[str] = []
+
+    @inner.get("/read")
+    def read(session: Reader) -> int:
+        called.append(threading.current_thread().name)
+        return counter(session)
+
+    (route,) = inner.routes
+    assert isinstance(route, DatabaseRoute)
+    assert route.endpoint.__wrapped__ is read
+    outer.include_router(inner)
+    app = create_app(settings_with_counter)
+    app.include_router(inner)
+    app.include_router(outer, prefix="/v1")
+    with TestClient(app) as client:
+        for path in ("/inner/read", "/v1/outer/inner/read"):
+            assert client.get(path).json() == 0
+    assert called == ["database-reader"] * 2

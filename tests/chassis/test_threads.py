@@ -1,37 +1,42 @@
-"""What a thread of the database's promises to those who wait for it."""
+"""What the threads of the database promise to those who wait for them."""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import anyio.from_thread
 import pytest
+from sqlalchemy.orm import Session
 
-from app.chassis.threads import Threads, Work
+from app.chassis.database import Database, DatabaseBusyError
+from app.chassis.sqlite import engines, writer
+from app.settings import Settings
+
+from .databases import make_database
 
 PATIENCE = 10.0
+
+Run = Callable[[Callable[[Session], Any]], Awaitable[Any]]
 
 marked: ContextVar[str] = ContextVar("marked", default="")
 
 
-class TooBusyError(Exception):
-    pass
-
-
 @pytest.fixture
-def one() -> Iterator[Threads]:
-    threads = Threads("test", TooBusyError)
-    yield threads
-    threads.close()
+def database(settings: Settings) -> Iterator[Database]:
+    make_database(settings.database_path)
+    made = Database(settings.database_path)
+    yield made
+    made.dispose()
 
 
-@pytest.fixture
-def two() -> Iterator[Threads]:
-    threads = Threads("test", TooBusyError, most=2)
-    yield threads
-    threads.close()
+@pytest.fixture(params=["run_reading", "run_writing"])
+def run(database: Database, request: pytest.FixtureRequest) -> Run:
+    found: Run = getattr(database, request.param)
+    return found
 
 
 def in_loop(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -42,118 +47,133 @@ def in_loop(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def test_work_is_done_in_its_order_in_one_thread(one: Threads) -> None:
+async def stuck_until(released: threading.Event, run: Run, times: int = 1) -> list[Any]:
+    """Calls that have begun, and wait in all threads until they are released."""
+    begun = threading.Semaphore(0)
+
+    def wait(_: Session) -> bool:
+        begun.release()
+        return released.wait(PATIENCE)
+
+    calls = [asyncio.ensure_future(run(wait)) for _ in range(times)]
+    for _ in calls:
+        await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+    return calls
+
+
+def test_what_is_written_is_done_in_its_order_in_one_thread(database: Database) -> None:
     async def scenario() -> None:
         done: list[tuple[int, int]] = []
 
-        def work(number: int, _: float) -> str:
+        def work(number: int, _: Session) -> str:
             done.append((number, threading.get_ident()))
             return threading.current_thread().name
 
-        calls = (one.run(partial(work, number), PATIENCE) for number in range(50))
-        assert set(await asyncio.gather(*calls)) == {"test"}
+        calls = (database.run_writing(partial(work, number)) for number in range(50))
+        assert set(await asyncio.gather(*calls)) == {"database-writer"}
         assert [number for number, _ in done] == list(range(50))
         assert len({ident for _, ident in done}) == 1
 
     in_loop(scenario)
 
 
-def test_a_stuck_thread_gets_help(two: Threads) -> None:
+def test_readers_that_are_stuck_keep_nobody_else_waiting(database: Database) -> None:
     async def scenario() -> None:
         released = threading.Event()
-        stuck = two.run(lambda _: released.wait(PATIENCE), PATIENCE)
-        helped = two.run(lambda _: released.set(), PATIENCE)
-        assert (await asyncio.gather(stuck, helped))[0] is True
+        stuck = await stuck_until(released, database.run_reading, engines.READERS - 1)
+        assert await database.run_reading(lambda _: "done") == "done"
+        released.set()
+        assert await asyncio.gather(*stuck) == [True] * len(stuck)
 
     in_loop(scenario)
 
 
-def test_a_result_does_not_wait_for_what_is_stuck_behind_it(one: Threads) -> None:
+def test_a_result_does_not_wait_for_what_is_stuck_behind_it(database: Database) -> None:
     async def scenario() -> None:
         released = threading.Event()
-        quick = asyncio.create_task(one.run(lambda _: "done", PATIENCE))
-        stuck = asyncio.create_task(one.run(lambda _: released.wait(PATIENCE), PATIENCE))
+        quick = asyncio.create_task(database.run_reading(lambda _: "done"))
+        stuck = await stuck_until(released, database.run_reading, engines.READERS)
         assert await quick == "done"
         released.set()
-        assert await stuck is True
+        await asyncio.gather(*stuck)
 
     in_loop(scenario)
 
 
-def test_who_waits_too_long_is_told(one: Threads) -> None:
+def test_who_waits_too_long_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         released = threading.Event()
-        stuck = asyncio.create_task(one.run(lambda _: released.wait(PATIENCE), PATIENCE))
-        await asyncio.sleep(0)
-        called: list[float] = []
-        with pytest.raises(TooBusyError):
-            await one.run(called.append, 0.05)
+        stuck = await stuck_until(released, run, stuck_threads(run))
+        monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.05)
+        called: list[Session] = []
+        with pytest.raises(DatabaseBusyError):
+            await run(called.append)
         released.set()
-        await stuck
+        await asyncio.gather(*stuck)
         assert not called
 
     in_loop(scenario)
 
 
-def test_work_is_told_how_much_of_the_patience_is_left(one: Threads) -> None:
+def stuck_threads(run: Run) -> int:
+    return engines.READERS if run.__name__ == "run_reading" else 1
+
+
+def test_who_stops_waiting_does_not_stop_the_work(run: Run) -> None:
     async def scenario() -> None:
-        slow = one.run(lambda _: threading.Event().wait(0.2), PATIENCE)
-        _, left = await asyncio.gather(slow, one.run(lambda left: left, PATIENCE))
-        assert 0 < left <= PATIENCE - 0.2
+        released, ended = threading.Event(), threading.Event()
 
-    in_loop(scenario)
-
-
-def test_who_stops_waiting_does_not_stop_the_work(one: Threads) -> None:
-    async def scenario() -> None:
-        begun, released, ended = threading.Event(), threading.Event(), threading.Event()
-
-        def work(_: float) -> None:
+        def work(_: Session) -> None:
             begun.set()
             released.wait(PATIENCE)
             ended.set()
 
-        task = asyncio.create_task(one.run(work, PATIENCE))
+        begun = threading.Event()
+        task = asyncio.ensure_future(run(work))
         await asyncio.to_thread(begun.wait, PATIENCE)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         released.set()
-        assert await one.run(lambda _: ended.is_set(), PATIENCE)
+        assert await asyncio.to_thread(ended.wait, PATIENCE)
+        assert await run(lambda _: "next") == "next"
 
     in_loop(scenario)
 
 
 @pytest.mark.parametrize("error", [ValueError, StopIteration, KeyboardInterrupt])
-def test_an_error_is_raised_where_the_work_is_awaited(
-    one: Threads, error: type[BaseException]
-) -> None:
-    def fail(_: float) -> None:
+def test_an_error_is_raised_where_the_work_is_awaited(run: Run, error: type[BaseException]) -> None:
+    def fail(_: Session) -> None:
         raise error
 
     async def scenario() -> None:
         expected = RuntimeError if error is StopIteration else error
         with pytest.raises(expected):
-            await one.run(fail, PATIENCE)
-        assert await one.run(lambda _: 1, PATIENCE) == 1
+            await run(fail)
+        assert await run(lambda _: 1) == 1
 
     in_loop(scenario)
 
 
-def test_work_has_the_context_of_who_waits(one: Threads) -> None:
+def test_work_has_the_context_and_the_event_loop_of_who_waits(run: Run) -> None:
     async def scenario() -> None:
         marked.set("here")
-        assert await one.run(lambda _: marked.get(), PATIENCE) == "here"
+        assert await run(lambda _: marked.get()) == "here"
+        assert await run(lambda _: anyio.from_thread.run(asyncio.sleep, 0, "slept")) == "slept"
 
     in_loop(scenario)
 
 
-def test_a_held_turn_keeps_its_place_and_the_others_waiting(one: Threads) -> None:
+def test_a_held_turn_keeps_its_place_and_the_others_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
-        async with one.held(PATIENCE):
-            behind = asyncio.create_task(one.run(lambda _: "next", PATIENCE))
-            with pytest.raises(TooBusyError):
-                async with one.held(0.05):
+        async with database._writer.lend():
+            behind = asyncio.create_task(database.run_writing(lambda _: "next"))
+            await asyncio.sleep(0)
+            monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.05)
+            with pytest.raises(DatabaseBusyError):
+                async with database._writer.lend():
                     pytest.fail("two have the same turn")
             assert not behind.done()
         assert await behind == "next"
@@ -161,48 +181,99 @@ def test_a_held_turn_keeps_its_place_and_the_others_waiting(one: Threads) -> Non
     in_loop(scenario)
 
 
-def test_who_gives_up_a_turn_holds_up_nobody(one: Threads) -> None:
+def test_a_turn_stops_nobody_else_while_other_code_writes(database: Database) -> None:
+    async def scenario() -> None:
+        began = time.monotonic()
+        with database.write() as session:
+            session.connection()
+            async with database._writer.lend():
+                assert time.monotonic() - began < engines.BUSY_TIMEOUT / 2
+
+    in_loop(scenario)
+
+
+def test_who_gives_up_a_turn_holds_up_nobody(database: Database) -> None:
     async def scenario() -> None:
         async def hold() -> None:
-            async with one.held(PATIENCE):
+            async with database._writer.lend():
                 pytest.fail("it was given up")
 
-        async with one.held(PATIENCE):
+        async with database._writer.lend():
             waiting = asyncio.create_task(hold())
             await asyncio.sleep(0.01)
             waiting.cancel()
-        assert await one.run(lambda _: "next", PATIENCE) == "next"
+        assert await database.run_writing(lambda _: "next") == "next"
 
     in_loop(scenario)
 
 
-def test_works_in_one_event_loop_after_the_other(one: Threads) -> None:
+def test_a_turn_that_is_given_up_as_it_comes_holds_up_nobody(database: Database) -> None:
+    async def scenario() -> None:
+        async def hold() -> None:
+            async with database._writer.lend():
+                await asyncio.sleep(0)
+
+        for steps in range(12):
+            task = asyncio.create_task(hold())
+            for _ in range(steps):
+                await asyncio.sleep(0.0005 if steps % 2 else 0)
+            task.cancel()
+            assert await database.run_writing(lambda _: "next") == "next"
+
+    in_loop(scenario)
+
+
+def test_a_turn_for_an_event_loop_that_has_closed_goes_to_the_next(database: Database) -> None:
+    gone = asyncio.new_event_loop()
+    gone.set_exception_handler(lambda *_: None)
+
+    async def enter() -> None:
+        await database._writer.lend().__aenter__()
+
+    async def scenario() -> None:
+        async with database._writer.lend():
+            await asyncio.to_thread(gone.run_until_complete, started())
+            await asyncio.to_thread(gone.close)
+        assert await database.run_writing(lambda _: "next") == "next"
+
+    async def started() -> None:
+        kept.append(asyncio.ensure_future(enter()))
+        await asyncio.sleep(0.01)
+
+    kept: list[asyncio.Future[None]] = []
+    in_loop(scenario)
+
+
+def test_works_in_one_event_loop_after_the_other(database: Database, run: Run) -> None:
     async def scenario() -> None:
         released = threading.Event()
-        given_up = asyncio.create_task(one.run(lambda _: released.wait(0.1), PATIENCE))
+        given_up = asyncio.ensure_future(run(lambda _: released.wait(0.1)))
         assert await asyncio.wait([given_up], timeout=0.01)
         given_up.cancel()
+        assert await run(lambda _: "next") == "next"
 
     for _ in range(3):
         in_loop(scenario)
-    one.close()
+    database.dispose()
     in_loop(scenario)
 
 
-def test_what_calls_the_work_may_fail_and_the_thread_lives_on() -> None:
-    def do(group: Sequence[Work[Any]]) -> None:
-        if len(group) == 1:
-            raise KeyboardInterrupt
-        for work in group:
-            work.call(len(group))
+def test_the_writers_thread_outlives_whatever_a_transaction_raises(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OddError(BaseException):
+        pass
+
+    def fail(*_: object) -> None:
+        raise OddError
 
     async def scenario() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            await threads.run(str, PATIENCE, groups=True)
-        async with asyncio.timeout(PATIENCE):
-            calls = [threads.run(str, PATIENCE, groups=True) for _ in range(2)]
-            assert await asyncio.gather(*calls) == ["2", "2"]
+        async with database._writer.lend():
+            calls = [asyncio.create_task(database.run_writing(str)) for _ in range(2)]
+            await asyncio.sleep(0.01)
+            monkeypatch.setattr(writer, "share", fail)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [OddError, str]
+        assert await database.run_writing(lambda _: 1) == 1
 
-    threads = Threads("test", TooBusyError, do=do, at_once=2)
     in_loop(scenario)
-    threads.close()

@@ -8,7 +8,7 @@ routing.py and streaming.py. A name is loaded when it is first asked for, becaus
 few of them.
 
 A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit), the middleware
-of the service, and routing.py, which runs it in threads.py on a session of database.py.
+of the service, and routing.py, which runs it in a thread and a session of database.py.
 A setting is declared in settings.py or by a feature, checked before anything starts, and listed
 by `python -m app settings`.
 A start goes through serve.py: settings, volume, lock, restore, migrations, server.
@@ -24,8 +24,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
     output, openapi                   lines of the log, and the document of the routes
-    routing, database, sessions       routes in the database
-    threads                           below them
+    routing, database                 routes in the database
     sqlite                            the engine, its volume, copies of it, and checks on it
     streaming, times                  server-sent events, and moments in UTC
     health                            whether all is well
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from app.chassis.assembly import signed_in as signed_in
     from app.chassis.database import Database as Database
     from app.chassis.database import DatabaseBusyError as DatabaseBusyError
+    from app.chassis.database import DatabaseUnavailableError as DatabaseUnavailableError
     from app.chassis.database import Reader as Reader
     from app.chassis.database import Writer as Writer
     from app.chassis.database import get_database as get_database
@@ -61,7 +61,14 @@ if TYPE_CHECKING:
 MODULES: Final = {
     "application": ("create_application",),
     "assembly": ("ChassisSettings", "signed_in"),
-    "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
+    "database": (
+        "Database",
+        "DatabaseBusyError",
+        "DatabaseUnavailableError",
+        "Reader",
+        "Writer",
+        "get_database",
+    ),
     "health": ("Degraded", "HealthCheck", "Unhealthy"),
     "routing": ("Router",),
     "settings": ("PROJECT_ROOT",),

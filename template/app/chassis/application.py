@@ -14,8 +14,7 @@ from fastapi.exception_handlers import (
 )
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError, StatementError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -25,8 +24,9 @@ from starlette.types import ASGIApp
 
 from app.chassis import answers, assembly, health, logs, openapi
 from app.chassis.assembly import ChassisSettings
-from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
+from app.chassis.database import Database, DatabaseBusyError, DatabaseUnavailableError
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
+from app.chassis.sqlite.engines import find_conflict
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 
@@ -79,7 +79,7 @@ class Application(FastAPI):
         self.share(self)
         handlers = dict(self.exception_handlers)
         own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
-        boundary = Middleware(ErrorBoundary, self.state.database.end_abandoned, *own[:1])
+        boundary = Middleware(ErrorBoundary, self.state.database._readers.end_abandoned, *own[:1])
         given = self.user_middleware
         cors = [
             one
@@ -141,8 +141,8 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks = {"readers": database.look_at_readers, **monitor.health_checks, **(health_checks or {})}
-    health.add_routes(app, health.Health(settings, database.file, checks))
+    checks = {"readers": database._readers.look, **monitor.health_checks, **(health_checks or {})}
+    health.add_routes(app, health.Health(settings, database._file, checks))
     add_error_handlers(app)
     assembly.install(app, settings)
     cors = Middleware(
@@ -184,8 +184,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem(422, jsonable_encoder(kept))
 
     @app.exception_handler(DatabaseBusyError)
-    @app.exception_handler(PoolTimeoutError)
-    async def busy(_: Request, error: Exception) -> JSONResponse:
+    async def busy(_: Request, error: DatabaseBusyError) -> JSONResponse:
         logger.warning("The database was busy for too long")
         return problem(503, "The database is busy; try again", {"Retry-After": "1"})
 
@@ -204,9 +203,7 @@ def add_error_handlers(app: FastAPI) -> None:
         detail, fields = found
         return problem(409, detail, fields=fields)
 
-    @app.exception_handler(DatabaseError)
-    async def unavailable(_: Request, error: DatabaseError) -> JSONResponse:
-        if not is_unavailable(error):
-            raise error
+    @app.exception_handler(DatabaseUnavailableError)
+    async def unavailable(_: Request, error: DatabaseUnavailableError) -> JSONResponse:
         logger.error("The database is unavailable: %s", error.orig)
         return problem(503, "The database is unavailable", {"Retry-After": "5"})

@@ -29,10 +29,10 @@ from app.chassis.checks.finding import Degraded as Degraded
 from app.chassis.checks.finding import Details, HealthProblem, HealthStatus
 from app.chassis.checks.finding import HealthCheck as HealthCheck
 from app.chassis.checks.finding import Unhealthy as Unhealthy
-from app.chassis.database import DatabaseFile
 from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import backup, volume
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.file import DatabaseFile
 
 logger = logging.getLogger(__name__)
 

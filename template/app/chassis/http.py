@@ -20,8 +20,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
-from app.chassis.sessions import add_right_way
 from app.chassis.settings import CoreSettings
+from app.chassis.sqlite.sessions import add_right_way
 
 logger = logging.getLogger("app.request")
 

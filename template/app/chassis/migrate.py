@@ -346,7 +346,8 @@ def run_environment(metadata: "MetaData", settings: type[CoreSettings]) -> None:
     """
     from alembic import context
 
-    from app.chassis.database import DatabaseFile, migration_engine
+    from app.chassis.sqlite.engines import migration_engine
+    from app.chassis.sqlite.file import DatabaseFile
 
     existing = "existing" in context.get_x_argument()
     for feature in FEATURES:

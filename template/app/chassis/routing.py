@@ -76,14 +76,7 @@ def has_model(kind: Any) -> bool:
 def called_in_thread(
     endpoint: Callable[..., Any], dependency: Dependant, name: str, model: Any
 ) -> Callable[..., Any]:
-    """Return the function as a coroutine that takes the request instead of the session.
-
-    Args:
-        endpoint: The route's function.
-        dependency: Its dependency that is the session.
-        name: The parameter that takes it.
-        model: The model of the answer, if there is one.
-    """
+    """Return the function as a coroutine whose parameter `name` takes the request."""
     run = RUNS[dependency.call]
     adapter = TypeAdapter(model) if model else None
     with_model = has_model(model)

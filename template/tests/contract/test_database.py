@@ -51,7 +51,7 @@ def test_a_reader_cannot_write(probed: TestClient) -> None:
 
 def test_an_answer_comes_after_the_commit(app: FastAPI, probed: TestClient, database: Path) -> None:
     # An answer that does not wait for the commit would be here first
-    event.listen(app.state.database.writer_engine, "commit", lambda _: time.sleep(0.2))
+    event.listen(app.state.database._writer.engine, "commit", lambda _: time.sleep(0.2))
 
     assert probed.post("/contract/write").json() == 1
     assert ask(database) == [(1,)]

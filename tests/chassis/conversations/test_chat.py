@@ -587,12 +587,12 @@ def test_an_answer_that_another_has_stored_waits_for_no_turn_of_the_writer(
 ) -> None:
     """A busy writer would otherwise refuse the turn, and a stored answer would count as lost."""
     database = service.app.state.database
-    writing, turns = database.writing, count()
+    lend, turns = database._writer.lend, count()
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[Session]:
         next(turns)
-        async with writing() as session:
+        async with lend() as session:
             yield session
 
     gate = threading.Event()
@@ -600,7 +600,7 @@ def test_an_answer_that_another_has_stored_waits_for_no_turn_of_the_writer(
     threads = [service.thread_id() for _ in range(10)]
     with ExitStack() as stack:
         streams = [stack.enter_context(service.chat(thread)) for thread in threads]
-        monkeypatch.setattr(database, "writing", counted)
+        monkeypatch.setattr(database._writer, "lend", counted)
         monkeypatch.setattr(replies, "SAVE_EVERY", 60.0)
         with database.write() as session:
             session.connection()

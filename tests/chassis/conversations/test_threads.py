@@ -189,7 +189,7 @@ def test_the_revisions_make_the_tables_that_the_code_knows(settings: Settings) -
     database = Database(settings.database_path)
     options = {"include_object": migrate.belongs_to(schema)}
     try:
-        with database.reader_engine.connect() as connection:
+        with database._readers.engine.connect() as connection:
             context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, Base.metadata) == []
     finally:

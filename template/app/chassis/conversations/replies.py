@@ -250,7 +250,7 @@ class Replies:
 
     async def _keep_finished(self) -> None:
         try:
-            async with self.database.writing() as session:
+            async with self.database._writer.lend() as session:
                 await run_save(session, self._take_finished(), writing=False)
         finally:
             if self._keeping is asyncio.current_task():
@@ -268,7 +268,7 @@ class Replies:
             if not self._written:
                 continue
             try:
-                async with self.database.writing() as session:
+                async with self.database._writer.lend() as session:
                     # The list is made only now, so that no answer that was kept meanwhile is in it
                     growing = [reply for reply in self._written.values() if reply.grows]
                     unfinished: dict[Reply, Status] = dict.fromkeys(growing, "interrupted")

@@ -144,7 +144,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
             identity = await client.identify(request)
         require_admission(settings, client.provider, identity)
         database: Database = request.app.state.database
-        async with database.writing() as session:
+        async with database._writer.lend() as session:
             user = await anyio.to_thread.run_sync(store, session, provider, identity)
         page = request.session.get(NEXT, "/")
         begin(request.session, user)

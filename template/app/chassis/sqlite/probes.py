@@ -13,11 +13,12 @@ from sqlalchemy import MetaData, exc
 
 from app.chassis import migrate
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
-from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.errors import StartupError
 from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import backup, integrity, volume
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.engines import writer_engine
+from app.chassis.sqlite.file import DatabaseFile
 
 LOST_WITH_THE_CONTAINER: Final = frozenset({"overlay", "aufs", "tmpfs", "ramfs", "squashfs"})
 WITHOUT_RELIABLE_LOCKS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})

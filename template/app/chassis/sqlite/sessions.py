@@ -5,10 +5,11 @@ A session of SQLAlchemy begins anew when it is used after its end. A response th
 then take a connection that nobody gives back, or one that somebody else is working with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import RLock
-from typing import Any, Final, TypeGuard
+from types import MappingProxyType
+from typing import Any, Final
 from weakref import WeakSet, finalize
 
 from sqlalchemy import Connection, Engine, ExceptionContext, exc
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from app.chassis.sqlite.driver import sqlite3
+from app.chassis.sqlite.file import DatabaseBusyError
 
 RIGHT_WAY: Final = (
     "The session ended with its route or `with` block. Read what is needed before that, or open a "
@@ -41,6 +43,7 @@ class LentSession(Session):
     Its close method only resets it, as in SQLAlchemy.
     """
 
+    options: Mapping[str, float] = MappingProxyType({})
     _connection: Connection | None = None
     _finalizer: "finalize[[Connection], LentSession]"
 
@@ -51,7 +54,7 @@ class LentSession(Session):
         if not isinstance(self.bind, Engine):
             return self.bind
         if self._connection is None:
-            self._connection = self.bind.connect()
+            self._connection = connect(self.bind).execution_options(**self.options)
             self._finalizer = finalize(self, throw_away, self._connection)
             self._finalizer.atexit = False
         return self._connection
@@ -65,7 +68,7 @@ class LentSession(Session):
     def end(self) -> None:
         """Close the session, and refuse all later use of it and of its results."""
         connection = self._connection or self.bind
-        if is_usable(connection):
+        if isinstance(connection, Connection) and not (connection.closed or connection.invalidated):
             driver: Any = connection.connection.dbapi_connection
             driver.end_cursors()
         # A thread of the route may be about to use the session, and is refused from now on
@@ -113,10 +116,16 @@ class EndedSession(LentSession):
         """Do nothing."""
 
 
-def is_usable(connection: Any) -> TypeGuard[Connection]:
-    return (
-        isinstance(connection, Connection) and not connection.closed and not connection.invalidated
-    )
+def connect(engine: Engine) -> Connection:
+    """Take a connection from the engine's pool.
+
+    Raises:
+        DatabaseBusyError: Others have kept all of them for too long.
+    """
+    try:
+        return engine.connect()
+    except exc.TimeoutError as error:
+        raise DatabaseBusyError from error
 
 
 def throw_away(connection: Connection) -> None:
@@ -130,8 +139,15 @@ def throw_away(connection: Connection) -> None:
 
 
 @contextmanager
-def lent(session: LentSession) -> Iterator[Session]:
-    """End the session when the block ends."""
+def lent(bind: Engine | Connection, **options: float) -> Iterator[Session]:
+    """Open a session, which ends with the block. In a transaction it has a savepoint of its own.
+
+    Args:
+        bind: The connection, or the engine, which is asked for one at the first use.
+        options: SQLAlchemy's options for that connection.
+    """
+    session = LentSession(bind, expire_on_commit=False, join_transaction_mode="create_savepoint")
+    session.options = options
     try:
         yield session
     finally:

@@ -3,25 +3,22 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 from app.chassis.conversations import replies, routes
 from app.chassis.conversations.models import Message
 from app.chassis.conversations.owner import owner
 from app.chassis.conversations.replies import LEASE, Position, Reply
 from app.chassis.conversations.turns import ProviderError
-from app.chassis.database import DatabaseBusyError
 from app.chassis.times import now
 
 from .conftest import Event, Model, Service
@@ -419,11 +416,11 @@ def test_a_client_that_goes_while_the_answer_is_kept_changes_nothing(
     monkeypatch.setattr(replies, "GRACE", 0.01)
     keep, calls = replies.save, count()
 
-    def slowly(*arguments: Any, writing: bool) -> list[Reply]:
-        if not writing:
+    def slowly(*arguments: Any, **options: Any) -> list[Reply]:
+        if not options:
             next(calls)
             time.sleep(0.3)
-        return keep(*arguments, writing=writing)
+        return keep(*arguments, **options)
 
     monkeypatch.setattr(replies, "save", slowly)
     thread = service.thread_id()
@@ -558,91 +555,25 @@ def test_answers_that_end_together_are_kept_together(
     service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none is taken for unfinished by the saving that goes on beside it."""
-    keep, sizes = replies.save, []
-
-    def slowly(session: Session, rows: Sequence[Any], *, writing: bool) -> list[Reply]:
-        if not writing:
-            sizes.append(len(rows))
-            time.sleep(0.6)
-        return keep(session, rows, writing=writing)
-
-    monkeypatch.setattr(replies, "save", slowly)
     monkeypatch.setattr(replies, "SAVE_EVERY", 0.01)
+    database, commits = service.app.state.database, count()
     gate = threading.Event()
     model.pieces = ["Hello", gate]
-    threads = [service.thread_id() for _ in range(10)]
+    threads = [service.thread_id() for _ in range(30)]
     with ExitStack() as stack:
         streams = [stack.enter_context(service.chat(thread)) for thread in threads]
-        gate.set()
-        assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
-    time.sleep(0.2)
-
-    assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
-    assert sum(sizes) == len(threads)
-    assert len(sizes) < 5
-
-
-def test_an_answer_that_another_has_stored_waits_for_no_turn_of_the_writer(
-    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A busy writer would otherwise refuse the turn, and a stored answer would count as lost."""
-    database = service.app.state.database
-    lend, turns = database._writer.lend, count()
-
-    @asynccontextmanager
-    async def counted() -> AsyncIterator[Session]:
-        next(turns)
-        async with lend() as session:
-            yield session
-
-    gate = threading.Event()
-    model.pieces = ["Hello", gate]
-    threads = [service.thread_id() for _ in range(10)]
-    with ExitStack() as stack:
-        streams = [stack.enter_context(service.chat(thread)) for thread in threads]
-        monkeypatch.setattr(database._writer, "lend", counted)
-        monkeypatch.setattr(replies, "SAVE_EVERY", 60.0)
+        event.listen(database._writer.engine, "commit", lambda _: next(commits))
         with database.write() as session:
             session.connection()
             gate.set()
             time.sleep(0.5)
         assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
-    assert next(turns) < 5
+
+    assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
+    assert next(commits) < 10
 
 
-def test_an_answer_that_ends_while_others_wait_has_its_own_time_to_be_stored(
-    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = service.app.state.replies
-    store, turns, gates = answers._keep_finished, count(), [threading.Event(), threading.Event()]
-
-    async def busy_at_first() -> None:
-        if not next(turns):
-            await asyncio.sleep(0.6)
-            answers._take_finished()
-            raise DatabaseBusyError
-        await store()
-
-    monkeypatch.setattr(replies, "BUSY_TIMEOUT", 0.5)
-    monkeypatch.setattr(answers, "_keep_finished", busy_at_first)
-    with ExitStack() as stack:
-        streams = []
-        for gate in gates:
-            model.pieces = ["Hello", gate]
-            streams.append(stack.enter_context(service.chat(service.thread_id())))
-            assert streams[-1].next().data == {"text": "Hello"}
-        for gate in gates:
-            gate.set()
-            time.sleep(0.3)
-        assert [stream.rest()[-1].name for stream in streams] == ["error", "done"]
-
-
-def test_nothing_is_written_when_nothing_is_unfinished(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called = count()
-    monkeypatch.setattr(replies, "save", lambda *_, **__: next(called))
-
+def test_nothing_is_written_when_nothing_is_unfinished(service: Service) -> None:
     with service.app.state.database.read() as session:
-        assert asyncio.run(replies.run_save(session, {}, writing=True)) == []
-    assert next(called) == 0
+        assert replies.save(session, {}) == []
+        assert not session.in_transaction()

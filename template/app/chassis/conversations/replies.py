@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from app.chassis.conversations.models import Message
 from app.chassis.conversations.settings import ConversationSettings
 from app.chassis.conversations.turns import Provider, ProviderError, Status, Turn, is_blank
-from app.chassis.database import BUSY_TIMEOUT, Database, DatabaseBusyError
+from app.chassis.database import Database, DatabaseBusyError
 from app.chassis.streaming import Events, ServerSentEvent
 from app.chassis.times import now
 
@@ -144,8 +144,6 @@ class Replies:
         self.settings = settings
         self._asked: list[int | None] = []
         self._written: dict[int, Reply] = {}
-        self._finished: dict[Reply, Status] = {}
-        self._keeping: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -220,47 +218,12 @@ class Replies:
             problem = "Internal server error"
         reply.settle()
         try:
-            await self._keep(reply, status)
+            await self.database.run_writing(partial(save, replies={reply: status}))
         except Exception:  # The watchers have to learn of every error of the database
             logger.exception("Answer %d could not be kept", reply.message_id)
             status, problem = "interrupted", "The answer could not be kept"
         reply.finish(status, problem)
         del self._written[reply.message_id]
-
-    async def _keep(self, reply: Reply, status: Status) -> None:
-        """Store an answer, in one transaction with all others that wait for it.
-
-        Raises:
-            DatabaseBusyError: Other writers took longer than BUSY_TIMEOUT.
-        """
-        clock = asyncio.get_running_loop().time
-        until = clock() + BUSY_TIMEOUT
-        while True:
-            self._finished[reply] = status
-            if self._keeping is None:
-                self._keeping = asyncio.create_task(self._keep_finished())
-            try:
-                await asyncio.shield(self._keeping)
-            except DatabaseBusyError:
-                # The transaction may have begun to wait for the writer long before this answer
-                if clock() >= until:
-                    raise
-            else:
-                return
-
-    async def _keep_finished(self) -> None:
-        try:
-            async with self.database._writer.lend() as session:
-                await run_save(session, self._take_finished(), writing=False)
-        finally:
-            if self._keeping is asyncio.current_task():
-                self._take_finished()  # The turn did not come
-
-    def _take_finished(self) -> dict[Reply, Status]:
-        """Return the answers to store. What finishes from now on is for the next transaction."""
-        finished, self._finished = self._finished, {}
-        self._keeping = None
-        return finished
 
     async def _save_now_and_then(self) -> None:
         while True:
@@ -268,40 +231,44 @@ class Replies:
             if not self._written:
                 continue
             try:
-                async with self.database._writer.lend() as session:
-                    # The list is made only now, so that no answer that was kept meanwhile is in it
-                    growing = [reply for reply in self._written.values() if reply.grows]
-                    unfinished: dict[Reply, Status] = dict.fromkeys(growing, "interrupted")
-                    gone = await run_save(session, unfinished, writing=True)
+                gone = await self.database.run_writing(self._save_growing)
             except (DatabaseBusyError, SQLAlchemyError) as error:
                 logger.warning("Unfinished answers are not kept now: %s", type(error).__name__)
                 continue
             for reply in gone:
                 reply.stop()
 
-
-async def run_save(
-    session: Session, replies: Mapping[Reply, Status], *, writing: bool
-) -> list[Reply]:
-    """Store the answers as they are, and return those whose thread is gone."""
-    rows = [(reply, reply.text, status) for reply, status in replies.items()]
-    return await run_sync(partial(save, session, rows, writing=writing)) if rows else []
+    def _save_growing(self, session: Session) -> list[Reply]:
+        # The writer's thread asks only now, so that no answer that was kept meanwhile is among them
+        growing = [reply for reply in list(self._written.values()) if reply.grows]
+        return save(session, dict.fromkeys(growing, "interrupted"), until=now() + LEASE)
 
 
 def save(
-    session: Session, rows: Sequence[tuple[Reply, str, Status]], *, writing: bool
+    session: Session, replies: Mapping[Reply, Status], until: datetime | None = None
 ) -> list[Reply]:
-    until = now() + LEASE if writing else None
+    """Store the answers as they are, and return those whose thread is gone.
+
+    Args:
+        session: A session that writes.
+        replies: The answers with their status.
+        until: The time until which they count as being written.
+    """
     values = [
-        {"message_id": reply.message_id, "text": text, "status": status, "writing_until": until}
-        for reply, text, status in rows
+        {
+            "message_id": reply.message_id,
+            "text": reply.text,
+            "status": status,
+            "writing_until": until,
+        }
+        for reply, status in replies.items()
     ]
     # One statement without the ORM stores all, because there may be hundreds a second
-    if session.connection().execute(STORE, values).rowcount == len(rows):
+    if not values or session.connection().execute(STORE, values).rowcount == len(values):
         return []
-    ids = [reply.message_id for reply, _, _ in rows]
+    ids = [reply.message_id for reply in replies]
     found = set(session.scalars(select(Message.id).where(Message.id.in_(ids))))
-    return [reply for reply, _, _ in rows if reply.message_id not in found]
+    return [reply for reply in replies if reply.message_id not in found]
 
 
 async def watch(reply: Reply, characters: int) -> Events:

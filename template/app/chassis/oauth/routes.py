@@ -10,7 +10,6 @@ from typing import Annotated, Final
 from urllib.parse import unquote
 
 import anyio
-import anyio.to_thread
 import httpx2
 from authlib.integrations.starlette_client import OAuthError
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
@@ -144,8 +143,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
             identity = await client.identify(request)
         require_admission(settings, client.provider, identity)
         database: Database = request.app.state.database
-        async with database._writer.lend() as session:
-            user = await anyio.to_thread.run_sync(store, session, provider, identity)
+        user = await database.run_writing(partial(store, provider, identity))
         page = request.session.get(NEXT, "/")
         begin(request.session, user)
         logger.info("User %d has signed in with %s", user.id, client.provider.title)
@@ -227,7 +225,7 @@ def require_admission(settings: OAuthSettings, provider: Provider, identity: Ide
     raise refusal(403, "The e-mail address of this account is not in ALLOWED_EMAILS")
 
 
-def store(session: Session, provider: str, identity: Identity) -> User:
+def store(provider: str, identity: Identity, session: Session) -> User:
     """Make a row for the account, or bring its row up to date."""
     account = select(User).where(User.provider == provider, User.subject == identity.subject)
     user = session.scalars(account).one_or_none()

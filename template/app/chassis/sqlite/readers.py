@@ -17,10 +17,10 @@ from anyio.lowlevel import current_token
 from sqlalchemy import Connection, Engine, QueuePool
 from sqlalchemy.orm import Session
 
+from app.chassis.checks.finding import Degraded
 from app.chassis.sqlite import engines
 from app.chassis.sqlite.file import DatabaseBusyError, DatabaseFile
 from app.chassis.sqlite.sessions import BlockSession, lent
-from app.chassis.verdict import Degraded
 
 Bind = Engine | Connection
 Result = TypeVar("Result")

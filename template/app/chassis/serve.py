@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import assembly, backup, deadlines, logs, migrate, output, replication, storage
+from app.chassis import assembly, backup, deadlines, logs, migrate, replication, storage
 from app.chassis.errors import StartupError
 from app.chassis.replication import ChassisSettings
 from app.chassis.settings import PROJECT_ROOT
@@ -83,7 +83,7 @@ def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
         "LOG_LINES_PER_SECOND": str(settings.log_lines_per_second),
         "PYTHONUNBUFFERED": "1",
     }
-    output.flush()
+    logs.flush()
     os.execve(command[0], command, replication.environment(settings, environment))
 
 

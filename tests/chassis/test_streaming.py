@@ -15,7 +15,7 @@ from app.chassis.streaming import (
     Events,
     EventStream,
     ServerSentEvent,
-    encode,
+    _encode,
     open_streams,
 )
 
@@ -198,7 +198,7 @@ class Payload(BaseModel):
     ],
 )
 def test_the_wire_format(event: ServerSentEvent, wire: str) -> None:
-    assert encode(event).decode() == wire
+    assert _encode(event).decode() == wire
 
 
 def test_streams_that_never_wait_leave_turns_to_everyone_else() -> None:

@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Final, TypeVar
@@ -26,26 +26,19 @@ from starlette.types import Receive, Scope, Send
 
 __all__ = ["EventStream", "Events", "LastEventId", "ServerSentEvent"]
 
-logger = logging.getLogger(__name__)
-
-HEARTBEAT: Final = 15.0
-"""Seconds of silence after which a comment keeps the connection open."""
-
-CLOSE_TIMEOUT: Final = 5.0
-"""Seconds that a generator has for its clean-up when its stream ends early."""
-
-EVENTS_IN_A_PASS: Final = 8
-"""Number of events that all streams together send in one pass of the event loop."""
-
-RECONNECT: Final = 1000
-"""Milliseconds that a browser waits before it reconnects after the service has stopped."""
-
 T = TypeVar("T")
 
 LastEventId = Annotated[T, Header(alias="Last-Event-ID")]
 """Id of the last event that a reconnecting client has seen, used as `LastEventId[int] = 0`."""
 
 Events = AsyncGenerator[ServerSentEvent, None]
+
+HEARTBEAT: Final = 15.0  # Seconds of silence after which a comment keeps the connection open
+CLOSE_TIMEOUT: Final = 5.0  # Seconds for a generator's clean-up when its stream ends early
+EVENTS_IN_A_PASS: Final = 8  # Events that all streams send in one pass of the event loop
+RECONNECT: Final = 1000  # Milliseconds after which a browser reconnects to a stopped service
+
+logger = logging.getLogger(__name__)
 
 
 class EventStream(Response):
@@ -73,36 +66,38 @@ class EventStream(Response):
         self.headers["X-Accel-Buffering"] = "no"
         self._events = events
         self._heartbeat = heartbeat
-        self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
         pump = asyncio.create_task(self._pump(send))
-        departure = asyncio.create_task(wait_for_disconnect(receive))
-        open_streams.add(pump)
+        departure = asyncio.create_task(_wait_for_disconnect(receive))
+        open_streams.pumps.add(pump)
         try:
-            await self._keep_open(pump, departure, send)
+            if not open_streams.stopping:
+                await self._keep_open(pump, departure, send)
             if departure.done() or open_streams.stopping:
                 pump.cancel()
             await asyncio.wait((pump,), timeout=CLOSE_TIMEOUT)
         finally:
-            open_streams.discard(pump)
+            open_streams.pumps.discard(pump)
             connected = not departure.done()
             departure.cancel()
             pump.cancel()
         if connected:
-            await send({"type": "http.response.body", "body": last_event(pump)})
+            await send({"type": "http.response.body", "body": _last_event(pump)})
 
     async def _pump(self, send: Send) -> None:
-        clock = asyncio.get_running_loop().time
         try:
             async for event in self._events:
-                await send({"type": "http.response.body", "body": encode(event), "more_body": True})
-                self._last_sent = clock()
-                await turns.next()
+                await self._send(send, _encode(event))
+                await _next_turn()
         finally:
             await self._events.aclose()
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._last_sent = asyncio.get_running_loop().time()
 
     async def _keep_open(
         self, pump: asyncio.Task[None], departure: asyncio.Task[None], send: Send
@@ -110,55 +105,16 @@ class EventStream(Response):
         """Return when the events or the client are gone, and send comments until then."""
         clock = asyncio.get_running_loop().time
         self._last_sent = clock()
-        comment = format_sse_event(comment="heartbeat")
         while True:
-            silence_ends = self._last_sent + self._heartbeat
+            silence_left = self._last_sent + self._heartbeat - clock()
+            if silence_left <= 0:
+                await self._send(send, format_sse_event(comment="heartbeat"))
+                continue
             done, _ = await asyncio.wait(
-                (pump, departure),
-                timeout=silence_ends - clock(),
-                return_when=asyncio.FIRST_COMPLETED,
+                (pump, departure), timeout=silence_left, return_when=asyncio.FIRST_COMPLETED
             )
             if done:
                 return
-            if clock() >= self._last_sent + self._heartbeat:
-                await send({"type": "http.response.body", "body": comment, "more_body": True})
-                self._last_sent = clock()
-
-
-class Turns:
-    """Order in which streams send, so that many of them do not keep everyone else waiting.
-
-    A generator that has its next event at hand never waits. A send that finds room in a buffer does
-    not wait either. So each stream gives way after every event. An event loop accepts one
-    connection in a pass, and a pass in which hundreds of streams send takes long.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def next(self) -> None:
-        """Wait for a later pass of the event loop. EVENTS_IN_A_PASS streams go on in each."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop = loop
-            self._waiting.clear()
-        turn = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._give)
-        self._waiting.append(turn)
-        await turn
-
-    def _give(self) -> None:
-        for _ in range(min(EVENTS_IN_A_PASS, len(self._waiting))):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-        if self._waiting and self._loop:
-            self._loop.call_soon(self._give)
-
-
-turns = Turns()
 
 
 class OpenStreams:
@@ -170,74 +126,91 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self.stopping = False
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    def add(self, pump: asyncio.Task[None]) -> None:
-        self._pumps.add(pump)
-        if self.stopping:
-            pump.cancel()
-
-    def discard(self, pump: asyncio.Task[None]) -> None:
-        self._pumps.discard(pump)
+        self.pumps: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
         self.stopping = True
-        for pump in self._pumps:
+        for pump in self.pumps:
             pump.cancel()
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """End the streams on SIGTERM and SIGINT, which the server hears too."""
         self.stopping = False
-        if threading.current_thread() is not threading.main_thread():
-            yield  # A test client has no server, and no signal arrives here
-            return
+        servers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        # A test client runs the application in a thread, where no signal arrives
+        if threading.current_thread() is threading.main_thread():
+            found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            servers = {number: handler for number, handler in found.items() if callable(handler)}
         loop = asyncio.get_running_loop()
-        servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def handle(number: int, frame: FrameType | None) -> None:
             # The server hears of the signal first. Ctrl-C reaches every process of a terminal,
             # and the first of them then sends SIGTERM. A server that heard of SIGTERM first
             # would end at once, like on a second Ctrl-C, without the service's own end.
-            handler = servers[signal.Signals(number)]
             try:
-                if callable(handler):
-                    handler(number, frame)
+                servers[number](number, frame)
             finally:
                 loop.call_soon_threadsafe(self.stop)
 
-        for number, handler in servers.items():
-            if callable(handler):
-                signal.signal(number, handle)
+        for number in servers:
+            signal.signal(number, handle)
         try:
             yield
         finally:
             for number, handler in servers.items():
-                if callable(handler):
-                    signal.signal(number, handler)
+                signal.signal(number, handler)
 
 
 open_streams = OpenStreams()
 
+_turns: deque[asyncio.Future[None]] = deque()
 
-async def wait_for_disconnect(receive: Receive) -> None:
+
+async def _next_turn() -> None:
+    """Wait for a later pass of the event loop, so that busy streams keep nobody waiting.
+
+    A generator that has its next event at hand never waits. A send that finds room in a buffer does
+    not wait either. An event loop accepts one connection in a pass, and a pass in which hundreds of
+    streams send takes long.
+    """
+    loop = asyncio.get_running_loop()
+    if _turns and _turns[0].get_loop() is not loop:
+        _turns.clear()  # Their event loop has ended
+    if not _turns:
+        loop.call_soon(_give_turns)
+    turn = loop.create_future()
+    _turns.append(turn)
+    await turn
+
+
+def _give_turns() -> None:
+    for _ in range(min(EVENTS_IN_A_PASS, len(_turns))):
+        turn = _turns.popleft()
+        if not turn.done():
+            turn.set_result(None)
+    if _turns:
+        asyncio.get_running_loop().call_soon(_give_turns)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
     # A client whose request body is refused while the stream is open is treated as gone
     with suppress(HTTPException):
         while (await receive())["type"] != "http.disconnect":
             pass
 
 
-def last_event(pump: asyncio.Task[None]) -> bytes:
+def _last_event(pump: asyncio.Task[None]) -> bytes:
     """Return the last event for the client, or nothing if the generator was simply exhausted."""
     if pump.done() and not pump.cancelled() and (error := pump.exception()):
         logger.error("An event stream failed", exc_info=error)
-        return encode(ServerSentEvent(event="error", data={"detail": "Internal server error"}))
+        return _encode(ServerSentEvent(event="error", data={"detail": "Internal server error"}))
     if open_streams.stopping:
-        return encode(ServerSentEvent(event="shutdown", data={}, retry=RECONNECT))
+        return _encode(ServerSentEvent(event="shutdown", data={}, retry=RECONNECT))
     return b""
 
 
-def encode(event: ServerSentEvent) -> bytes:
+def _encode(event: ServerSentEvent) -> bytes:
     """Return the event as it goes over the wire, with `data` as JSON."""
     text = event.raw_data
     if text is None and event.data is not None:

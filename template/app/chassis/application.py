@@ -27,7 +27,6 @@ from app.chassis import answers, features, health, logs, openapi, replication
 from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.replication import ChassisSettings
-from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 from app.chassis.verdict import HealthCheck
 
@@ -139,16 +138,15 @@ def create_application(
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
-        with open_streams.stopped_by_signals():
-            try:
-                async with monitor.watching(), features.running(app):
-                    if lifespan is None:
+        try:
+            async with monitor.watching(), features.running(app):
+                if lifespan is None:
+                    yield
+                else:
+                    async with lifespan(app):
                         yield
-                    else:
-                        async with lifespan(app):
-                            yield
-            finally:
-                database.dispose()
+        finally:
+            database.dispose()
 
     app = Application(
         title=answers.PROJECT_NAME,

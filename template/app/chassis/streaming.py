@@ -2,19 +2,15 @@
 """Streams that send server-sent events one by one, stay open, resume, and end when they should.
 
 The wire format is https://html.spec.whatwg.org/multipage/server-sent-events.html. Railway closes a
-response after 5 minutes without data and after 15 minutes in all
-(docs.railway.com/networking/public-networking/specs-and-limits). Browsers then reconnect with
-Last-Event-ID.
+response after 5 minutes without data and after 15 minutes in all, and browsers reconnect with
+Last-Event-ID (docs.railway.com/networking/public-networking/specs-and-limits).
 """
 
 import asyncio
 import logging
-import signal
-import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Annotated, Final, TypeVar
 
 from fastapi import Header
@@ -88,12 +84,10 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": _last_event(pump)})
 
     async def _pump(self, send: Send) -> None:
-        try:
+        async with aclosing(self._events):
             async for event in self._events:
                 await self._send(send, _encode(event))
                 await _next_turn()
-        finally:
-            await self._events.aclose()
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -105,64 +99,32 @@ class EventStream(Response):
         """Return when the events or the client are gone, and send comments until then."""
         clock = asyncio.get_running_loop().time
         self._last_sent = clock()
-        while True:
-            silence_left = self._last_sent + self._heartbeat - clock()
-            if silence_left <= 0:
+        done: set[asyncio.Task[None]] = set()
+        while not done:
+            if clock() >= self._last_sent + self._heartbeat:
                 await self._send(send, format_sse_event(comment="heartbeat"))
-                continue
+            silence = self._last_sent + self._heartbeat - clock()
             done, _ = await asyncio.wait(
-                (pump, departure), timeout=silence_left, return_when=asyncio.FIRST_COMPLETED
+                (pump, departure), timeout=silence, return_when=asyncio.FIRST_COMPLETED
             )
-            if done:
-                return
 
 
-class OpenStreams:
-    """Streams of this process, so that they end when it is told to stop.
-
-    Servers wait for open responses before they shut an application down. Otherwise nothing in the
-    application would hear of the stop in time.
-    """
+class _OpenStreams:
+    """Streams of this process, which its server stops before it waits for open responses."""
 
     def __init__(self) -> None:
         self.stopping = False
         self.pumps: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
-        self.stopping = True
-        for pump in self.pumps:
-            pump.cancel()
-
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """End the streams on SIGTERM and SIGINT, which the server hears too."""
-        self.stopping = False
-        servers: dict[int, Callable[[int, FrameType | None], object]] = {}
-        # A test client runs the application in a thread, where no signal arrives
-        if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-            servers = {number: handler for number, handler in found.items() if callable(handler)}
-        loop = asyncio.get_running_loop()
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            # The server hears of the signal first. Ctrl-C reaches every process of a terminal,
-            # and the first of them then sends SIGTERM. A server that heard of SIGTERM first
-            # would end at once, like on a second Ctrl-C, without the service's own end.
-            try:
-                servers[number](number, frame)
-            finally:
-                loop.call_soon_threadsafe(self.stop)
-
-        for number in servers:
-            signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in servers.items():
-                signal.signal(number, handler)
+        """End every stream. Only the first call does, so that none is disturbed in its clean-up."""
+        if not self.stopping:
+            self.stopping = True
+            for pump in self.pumps:
+                pump.cancel()
 
 
-open_streams = OpenStreams()
+open_streams = _OpenStreams()
 
 _turns: deque[asyncio.Future[None]] = deque()
 
@@ -170,9 +132,8 @@ _turns: deque[asyncio.Future[None]] = deque()
 async def _next_turn() -> None:
     """Wait for a later pass of the event loop, so that busy streams keep nobody waiting.
 
-    A generator that has its next event at hand never waits. A send that finds room in a buffer does
-    not wait either. An event loop accepts one connection in a pass, and a pass in which hundreds of
-    streams send takes long.
+    A generator with its next event at hand never waits, and neither does a send into a buffer with
+    room. A pass in which hundreds of streams send takes long, and accepts one connection.
     """
     loop = asyncio.get_running_loop()
     if _turns and _turns[0].get_loop() is not loop:
@@ -194,8 +155,7 @@ def _give_turns() -> None:
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    # A client whose request body is refused while the stream is open is treated as gone
-    with suppress(HTTPException):
+    with suppress(HTTPException):  # A client whose request body is refused is treated as gone
         while (await receive())["type"] != "http.disconnect":
             pass
 

@@ -239,6 +239,19 @@ def test_what_is_printed_is_written_line_by_line(pipe: Pipe) -> None:
     assert pipe.read() == ["one", "two", "three", "four"]
 
 
+@pytest.mark.long
+def test_what_stderr_has_no_room_for_is_told_in_the_log(pipe: Pipe) -> None:
+    other = Pipe()
+    to = Output(pipe.writer, Shared(LIMIT), told)
+    stream = printed(to, other.writer, important=True)
+    for number in range(IMPORTANT_LINES + 1):
+        print(number, file=stream)
+    (tally,) = tallies(pipe.read())
+    assert tally["warnings"] == 1
+    assert len(other.read()) == IMPORTANT_LINES
+    other.close()
+
+
 def test_nothing_is_captured_where_a_test_does_so_already() -> None:
     logs.capture("json", LIMIT)
     assert not logs.outputs

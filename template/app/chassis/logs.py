@@ -296,8 +296,11 @@ class Shared:
         self.slot = 1 + self.forks % (SLOTS - 1)
         self.last_slot[0] = max(self.last_slot[0], self.slot)
 
-    def count(self, what: int) -> None:
-        self.counts[self.slot * WIDTH + what] += 1
+    def count(self, *places: int) -> None:
+        first = self.slot * WIDTH
+        with self.noting.threads:
+            for place in places:
+                self.counts[first + place] += 1
 
     def untold(self) -> list[int]:
         """Return what all processes have counted since the last report."""
@@ -307,9 +310,8 @@ class Shared:
         return [number - told for number, told in zip(counts, self.told.tolist(), strict=True)]
 
     def note_told(self, counts: list[int]) -> None:
-        for index, number in enumerate(counts):
-            if number:
-                self.told[index] += number
+        for place, number in enumerate(counts):
+            self.told[place] += number
 
 
 def report(counts: list[int]) -> logging.LogRecord:
@@ -419,9 +421,7 @@ class Output:
         self.wake_up(hurry=hurry)
 
     def count(self, *places: int) -> None:
-        with self.shared.noting.threads:
-            for place in places:
-                self.shared.count(place)
+        self.shared.count(*places)
         if not self.counted_at:
             self.counted_at = time.monotonic()
             self.wake_up()

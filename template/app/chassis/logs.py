@@ -247,12 +247,16 @@ class Window:
 
     def take(self, now: float, *, leave: int = 0) -> bool:
         """Note one line and return True, if the window has room for it and `leave` more lines."""
-        cells, taken = self.cells, int(self.cells[self.lines])
-        if self.lines <= leave or now - cells[(taken + leave) % self.lines] < SPAN:
+        if self.is_full(now, leave):
             return False
-        cells[taken % self.lines] = now
-        cells[self.lines] = taken + 1
+        taken = int(self.cells[self.lines])
+        self.cells[taken % self.lines] = now
+        self.cells[self.lines] = taken + 1
         return True
+
+    def is_full(self, now: float, leave: int) -> bool:
+        taken = int(self.cells[self.lines])
+        return self.lines <= leave or now - self.cells[(taken + leave) % self.lines] < SPAN
 
 
 class Shared:
@@ -391,7 +395,8 @@ class Output:
         """Write a request's line, or count it if there is no room."""
         known = vars(record)
         places = STATUS + min(known["status"], 599), DURATION + bucket(known["duration_ms"])
-        if self.size >= ROOM:
+        # Most requests of a busy service find the window full, and need no lock to see that
+        if self.size >= ROOM or self.shared.usual.is_full(time.monotonic(), self.left):
             self.count(*places)
         elif self.has_room(self.shared.usual, self.left, *places):
             self.put(f"{line(record)}\n".encode(errors="backslashreplace"))

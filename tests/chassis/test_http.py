@@ -20,7 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import WebSocketDenialResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.chassis.http import is_address
+from app.chassis.http import ip_address
 from app.chassis.logs import request_id
 from app.main import create_app
 from app.settings import Settings
@@ -169,7 +169,7 @@ def test_a_host_that_is_none_is_refused_everywhere(settings: Settings, host: str
 def test_no_cache_grows_with_what_clients_send(settings: Settings) -> None:
     app = make_app(settings, trusted_proxies=("100.64.0.0/10",))
     client = caller(app, EDGE)
-    is_address.cache_clear()
+    ip_address.cache_clear()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

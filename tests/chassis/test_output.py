@@ -8,23 +8,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from typing import Any
 
 import pytest
 
-from app.chassis import output
-from app.chassis.output import (
+from app.chassis import logs
+from app.chassis.logs import (
     DURATION,
     IMPORTANT_LINES,
     LEFT,
     ROOM,
     WIDTH,
     Output,
-    Printed,
+    RequestRecord,
     Shared,
-    Tally,
     bucket,
     percentile,
+    printed,
+    report,
 )
 
 LIMIT = 50
@@ -66,11 +67,14 @@ def pipe() -> Iterator[Pipe]:
     made.close()
 
 
-def told(tally: Tally) -> str:
-    return json.dumps(asdict(tally))
+REQUEST = RequestRecord("app.request", "GET", "/", 200, 1.0, "::1")
 
 
-def tallies(lines: list[str]) -> list[dict[str, object]]:
+def told(counts: list[int]) -> str:
+    return json.dumps(vars(report(counts)))
+
+
+def tallies(lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -93,7 +97,7 @@ def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them
 ) -> None:
     to = Output(pipe.writer, Shared(LIMIT), told)
     for _ in range(1000):
-        to.put_request(200, 1.0, lambda: "a request")
+        to.put_request(REQUEST, lambda _: "a request")
     to.put_line(b"a message\n", important=False)
     for number in range(IMPORTANT_LINES + 5):
         to.put_line(f"warning {number}\n".encode(), important=True)
@@ -104,13 +108,13 @@ def test_requests_beyond_the_limit_are_counted_and_warnings_are_not_lost_to_them
     (tally,) = tallies(lines)
     assert tally["statuses"] == {"200": 1000 - LIMIT + LEFT}
     assert tally["warnings"] == 5
-    assert 1.0 <= float(str(tally["p50_ms"])) <= 1.05
+    assert 1.0 <= tally["p50_ms"] <= 1.05
 
 
 def test_a_line_counts_in_the_second_in_which_it_is_written(pipe: Pipe) -> None:
     shared = Shared(LIMIT)
-    to = Output(pipe.writer, shared)
-    with shared.alone():  # as while somebody else writes
+    to = Output(pipe.writer, shared, told)
+    with shared.writing:  # as while somebody else writes
         to.put_line(b"a warning\n", important=True)
         time.sleep(0.3)
         turn = time.monotonic()
@@ -121,11 +125,13 @@ def test_a_line_counts_in_the_second_in_which_it_is_written(pipe: Pipe) -> None:
 def test_long_lines_of_both_streams_are_not_mixed(pipe: Pipe) -> None:
     shared = Shared(1000)
     long = {letter: letter.encode() * 300_000 for letter in "ab"}
-    streams = {letter: Output(pipe.writer, shared) for letter in long}
-    for letter, to in streams.items():
-        to.put_line(long[letter] + b"\n", important=True)
-    time.sleep(0.2)  # both wait for room in the pipe, or for each other
+    other = os.dup(pipe.writer)
+    to = Output(pipe.writer, shared, told)
+    to.put_line(long["a"] + b"\n", important=True)
+    to.put_line(long["b"] + b"\n", important=True, descriptor=other)
+    time.sleep(0.2)  # the first waits for room in the pipe
     assert sorted(pipe.read()) == [line.decode() for line in long.values()]
+    os.close(other)
 
 
 @pytest.mark.long
@@ -142,7 +148,7 @@ def test_who_does_not_read_holds_nobody_up_and_is_told(pipe: Pipe) -> None:
     lines = pipe.read()
     written = sum(line.startswith("message") for line in lines)
     assert 0 < written < 4000
-    assert [tally["lost"] for tally in tallies(lines)] == [4000 - written]
+    assert [tally["dropped"] for tally in tallies(lines)] == [4000 - written]
 
 
 def put_many(to: Output, lines: int) -> None:
@@ -166,19 +172,19 @@ def test_what_cannot_be_written_is_told_when_it_can_again(pipe: Pipe) -> None:
     put(to, 3)
     lines = pipe.read()
     assert sum(line.startswith("message") for line in lines) == 1
-    assert [tally["lost"] for tally in tallies(lines)] == [3]
+    assert [tally["dropped"] for tally in tallies(lines)] == [3]
     os.close(full)
 
 
 FORKS = """
 import os
-from app.chassis.output import Output, Shared
+from app.chassis.logs import Output, Shared
 
 shared = Shared(100_000)
 os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
 for letter in b"abcd":
     if not os.fork():
-        to = Output(1, shared)
+        to = Output(1, shared, str)
         for _ in range(20):
             to.put_line(bytes([letter]) * 50_000 + b"\\n", important=True)
             to.flush(10)
@@ -189,15 +195,16 @@ for _ in range(4):
 
 
 TAKERS = """
-import os, time
-from app.chassis.output import Shared
+import os
+from app.chassis.logs import LINES, Output, Shared
 
 shared = Shared(40_000)
 os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
 children = 4
 for _ in range(children):
     if not os.fork():
-        missed = sum(not shared.usual.take(time.monotonic()) for _ in range(5000))
+        to = Output(1, shared, str)
+        missed = sum(not to.has_room(shared.usual, 0, LINES) for _ in range(5000))
         os._exit(missed > 0)
 print(sum(os.wait()[1] != 0 for _ in range(children)))
 """
@@ -222,7 +229,7 @@ def test_long_lines_of_several_processes_do_not_mix() -> None:
 @pytest.mark.long
 def test_what_is_printed_is_written_line_by_line(pipe: Pipe) -> None:
     to = Output(pipe.writer, Shared(LIMIT), told)
-    stream = Printed(to, important=False)
+    stream = printed(to, pipe.writer, important=False)
     print("one\ntwo", file=stream)
     print("th", end="", file=stream, flush=True)
     print("ree", file=stream)
@@ -232,9 +239,22 @@ def test_what_is_printed_is_written_line_by_line(pipe: Pipe) -> None:
     assert pipe.read() == ["one", "two", "three", "four"]
 
 
+@pytest.mark.long
+def test_what_stderr_has_no_room_for_is_told_in_the_log(pipe: Pipe) -> None:
+    other = Pipe()
+    to = Output(pipe.writer, Shared(LIMIT), told)
+    stream = printed(to, other.writer, important=True)
+    for number in range(IMPORTANT_LINES + 1):
+        print(number, file=stream)
+    (tally,) = tallies(pipe.read())
+    assert tally["warnings"] == 1
+    assert len(other.read()) == IMPORTANT_LINES
+    other.close()
+
+
 def test_nothing_is_captured_where_a_test_does_so_already() -> None:
-    output.capture(LIMIT, told)
-    assert not output.outputs
+    logs.capture("json", LIMIT)
+    assert not logs.outputs
 
 
 @pytest.mark.parametrize("milliseconds", [0.01, 0.5, 1.0, 75.0, 20_000.0])

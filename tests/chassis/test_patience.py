@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from app.chassis import deadlines
 from app.chassis.bounds import PatientProtocol
+from app.chassis.streaming import open_streams
 
 ANSWER = bytes(16 * 1024**2)
 
@@ -57,6 +58,12 @@ class Server:
         return client
 
 
+@pytest.fixture(autouse=True)
+def forget_the_stop() -> Iterator[None]:
+    yield
+    open_streams.stopping = False
+
+
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
@@ -80,6 +87,20 @@ def test_a_stop_does_not_wait_for_who_takes_nothing(monkeypatch: pytest.MonkeyPa
         with await server.ask():
             (connection,) = server.state.connections
             connection.shutdown()
+            await server.lost.wait()
+
+    run(scenario)
+
+
+def test_a_stop_ends_the_streams() -> None:
+    async def scenario() -> None:
+        server = Server()
+        with await server.ask():
+            (connection,) = server.state.connections
+            assert not open_streams.stopping
+            connection.shutdown()
+            assert open_streams.stopping
+            connection.transport.abort()
             await server.lost.wait()
 
     run(scenario)

@@ -13,7 +13,7 @@ A setting is declared in settings.py or by a feature, checked before anything st
 by `python -m app settings`.
 A start goes through serve.py: settings, volume, lock, restore, migrations, server.
 A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
-the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
+the connections, and logs.py writes the last lines of the log. deadlines.py has its limits.
 
     answers                           the template's answers, and values of the features
     assembly                          the settings, backup, features and code of this service
@@ -23,7 +23,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     serve, migrate                    the start
     gunicorn, worker, garbage         the processes that serve
     application, http, bounds, logs   what surrounds a request
-    output, openapi                   lines of the log, and the document of the routes
+    openapi                           the document of the routes
     routing, database                 routes in the database
     sqlite                            the engine, its volume, copies of it, and checks on it
     streaming, times                  server-sent events, and moments in UTC

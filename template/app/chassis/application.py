@@ -27,7 +27,6 @@ from app.chassis.assembly import ChassisSettings
 from app.chassis.database import Database, DatabaseBusyError, DatabaseUnavailableError
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.sqlite.engines import find_conflict
-from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 
 logger = logging.getLogger(__name__)
@@ -121,16 +120,15 @@ def create_application(
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
-        with open_streams.stopped_by_signals():
-            try:
-                async with (
-                    monitor.watching(),
-                    assembly.running(app),
-                    lifespan(app) if lifespan else nullcontext(),
-                ):
-                    yield
-            finally:
-                database.dispose()
+        try:
+            async with (
+                monitor.watching(),
+                assembly.running(app),
+                lifespan(app) if lifespan else nullcontext(),
+            ):
+                yield
+        finally:
+            database.dispose()
 
     app = Application(
         title=answers.PROJECT_NAME,

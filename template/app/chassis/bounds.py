@@ -26,24 +26,15 @@ from app.chassis.http import (
     problem,
 )
 from app.chassis.logs import request_id
+from app.chassis.streaming import open_streams
 
-HEAD_BYTES: Final = 32 * 1024
-"""Maximum bytes of a request's first line and headers. Railway's edge lets no more through."""
-
+HEAD_BYTES: Final = 32 * 1024  # Railway's edge lets no more through
 HEAD_FIELDS: Final = 100
-"""Maximum number of headers of a request."""
-
-HEAD_SECONDS: Final = 10.0
-"""Seconds for a request's headers.
-
-They count from the start of the connection, or of the headers if the connection was used before.
-"""
-
-PIPELINED: Final = 10
-"""Maximum number of requests that wait in a connection while another one is answered."""
-
-LINGER: Final = 2.0
-"""Seconds for which a refused client may go on sending, so that it gets to read the answer."""
+HEAD_SECONDS: Final = 10.0  # From the start of the connection, or of the headers if it was used
+PIPELINED: Final = 10  # Requests that wait in a connection while another one is answered
+LINGER: Final = 2.0  # Seconds for a refused client to go on sending, so that it reads the answer
+BYTES_ACKED: Final = 120  # Offset in tcp_info (linux/tcp.h) of what the client has confirmed
+SCHEMES: Final = frozenset({b"http", b"https"})
 
 REFUSALS: Final = {
     400: "This is no valid HTTP request",
@@ -51,8 +42,6 @@ REFUSALS: Final = {
     431: f"The headers of the request are more than {HEAD_BYTES} bytes or {HEAD_FIELDS} fields",
 }
 
-
-SCHEMES: Final = frozenset({b"http", b"https"})
 
 UVICORNS: Final = (
     '%s - "WebSocket',
@@ -78,10 +67,6 @@ def warn_of_sockets() -> None:
     logger.warning("A client has asked for a WebSocket, for which this takes `uv add websockets`")
 
 
-BYTES_ACKED: Final = 120
-"""Offset in tcp_info (linux/tcp.h) of the number of bytes that the client has confirmed."""
-
-
 class PatientProtocol(HttpToolsProtocol):
     """Protocol of uvicorn for one connection, which ends when its client takes nothing any more."""
 
@@ -98,8 +83,9 @@ class PatientProtocol(HttpToolsProtocol):
             self.watch()
 
     def shutdown(self) -> None:
-        """Give the client less time, because the service stops."""
+        """End the streams and give the client less time, because the service stops."""
         super().shutdown()
+        open_streams.stop()
         self.patience = deadlines.UNREAD_AT_A_STOP
         self.watch()
 

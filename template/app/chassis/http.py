@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -29,24 +29,13 @@ Header = tuple[bytes, bytes]
 
 REQUEST_ID_FORM: Final = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 
-HOST_HEADER_FORM: Final = re.compile(
-    rb"(?P<name>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]*))?"
-)
-"""Form of a Host header (https://www.rfc-editor.org/rfc/rfc9110#section-7.2)."""
-
-LONGEST_HOST: Final = 261
-"""Maximum number of bytes of a Host header, for a name of 255 and a port."""
-
+# https://www.rfc-editor.org/rfc/rfc9110#section-7.2
+HOST_FORM: Final = re.compile(rb"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]*))?")
+LONGEST_HOST: Final = 261  # Bytes of a name of 255 and a port
 LAST_PORT: Final = 65535
-
-LONGEST_ADDRESS: Final = 45
-"""Maximum number of characters of an address, for IPv6 with an IPv4 address at its end."""
-
-LONGEST_LENGTH: Final = 19
-"""Maximum number of digits of a Content-Length that are converted to a number."""
-
-MAPPED: Final = "::ffff:"
-"""Prefix of an IPv4 peer's address on a socket that listens on IPv6."""
+LONGEST_ADDRESS: Final = 45  # Characters of IPv6 with an IPv4 address at its end
+LONGEST_LENGTH: Final = 19  # Digits of a Content-Length that are converted to a number
+MAPPED: Final = "::ffff:"  # Prefix of an IPv4 peer's address on a socket that listens on IPv6
 
 STARTS: Final = {
     "http.response.start": 0,
@@ -60,7 +49,6 @@ SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
 
 REQUEST_ID: Final = b"x-request-id"
 CACHE_CONTROL: Final = b"cache-control"
-
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -68,6 +56,8 @@ SECURITY_HEADERS: Final = (
 )
 CONTENT_POLICY: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
+
+FOREIGN_PAGE: Final = "This page may not do that: its Origin is not in CORS_ORIGINS"
 
 
 class Edge:
@@ -80,7 +70,8 @@ class Edge:
 
     def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:
         self.app = app
-        self.is_proxy = proxy_test(settings.trusted_proxies)
+        self.proxies = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
+        self.is_proxy = lru_cache(maxsize=1024)(self.look_for_proxy)
         policy: tuple[Header, ...] = (CONTENT_POLICY,)
         if settings.content_security_policy:
             policy = ((CONTENT_POLICY[0], settings.content_security_policy.encode()),)
@@ -130,12 +121,17 @@ class Edge:
         if not self.is_proxy(peer):
             return
         address = found.get(b"x-real-ip", b"").decode("latin-1").strip()
-        if len(address) <= LONGEST_ADDRESS and is_address(address):
+        # A zone may be any text, so none is allowed here. The cache must only keep short texts.
+        if len(address) <= LONGEST_ADDRESS and "%" not in address and ip_address(address):
             scope["client"] = (address, 0)
         secure = SECURE.get(found.get(b"x-forwarded-proto", b"").strip().lower())
         if secure is not None:
             scheme = "http" if scope["type"] == "http" else "ws"
             scope["scheme"] = f"{scheme}s" if secure else scheme
+
+    def look_for_proxy(self, peer: str) -> bool:
+        address = ip_address(peer)
+        return address is not None and any(address in network for network in self.proxies)
 
 
 class Guard:
@@ -151,7 +147,12 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:
         self.app = app
         self.max_body = settings.max_body_bytes
-        self.is_allowed = host_test(settings.allowed_hosts)
+        self.too_large = (
+            f"The request body is larger than {self.max_body} bytes; see MAX_BODY_BYTES"
+        )
+        self.hosts = frozenset(settings.allowed_hosts)
+        self.domains = tuple(host[1:] for host in self.hosts if host.startswith("*."))
+        self.is_served = lru_cache(maxsize=1024)(self.look_for_host)
         origins = (settings.backend_url, *settings.cors_origins)
         self.origins = frozenset(origin.lower() for origin in origins)
 
@@ -159,12 +160,12 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif refusal := self.refuse(scope):
-            if scope["type"] == "http" or can_deny(scope):
+            if is_answerable(scope):
                 await refusal(scope, receive, send)
             else:
                 await send({"type": "websocket.close", "code": 1008})
         else:
-            await self.app(scope, limited(receive, self.max_body), send)
+            await self.app(scope, self.limited(receive), send)
 
     def refuse(self, scope: Scope) -> JSONResponse | None:
         """Return the answer to a request that is refused, or None."""
@@ -175,19 +176,42 @@ class Guard:
                 hosts.append(value)
             elif name == b"content-length":
                 large = large or is_larger(value, self.max_body)
-        # If there are two Host headers, a proxy may have used the other one
-        if len(hosts) != 1 or not self.is_allowed(hosts[0]):
+        # If there are two Host headers, a proxy may have used the other one. The cache must only
+        # keep short headers.
+        if len(hosts) != 1 or len(hosts[0]) > LONGEST_HOST or not self.is_served(hosts[0]):
             return problem(400, "This host is not served here; see ALLOWED_HOSTS")
         if scope["type"] == "websocket" and not self.allows_socket(HTTPConnection(scope)):
-            return problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")
-        return problem(413, too_large(self.max_body)) if large else None
+            return problem(403, FOREIGN_PAGE)
+        return problem(413, self.too_large) if large else None
+
+    def look_for_host(self, header: bytes) -> bool:
+        """Return whether a Host header is allowed. `*.example.com` allows all names below it."""
+        form = HOST_FORM.fullmatch(header)
+        if form is None or int(form[2] or 0) > LAST_PORT:
+            return False
+        host = form[1].decode().lower()
+        return "*" in self.hosts or host in self.hosts or host.endswith(self.domains)
 
     def allows_socket(self, connection: HTTPConnection) -> bool:
         """Return whether a page may open a WebSocket. Only browsers send an origin."""
-        origin = connection.headers.get("origin", "").lower()
-        if not origin or "*" in self.origins or origin in self.origins:
+        if "*" in self.origins or not connection.headers.get("origin"):
             return True
-        return origin in own_origins(connection)
+        return is_from(connection, self.origins)
+
+    def limited(self, receive: Receive) -> Receive:
+        """Stop reading a body that grows past the limit, whatever length it has announced."""
+        total = 0
+
+        async def receive_limited() -> Message:
+            nonlocal total
+            message = await receive()
+            if message["type"] == "http.request":
+                total += len(message.get("body", b""))
+                if total > self.max_body:
+                    raise HTTPException(413, self.too_large)
+            return message
+
+        return receive_limited
 
 
 class ErrorBoundary:
@@ -228,12 +252,11 @@ class ErrorBoundary:
             await self.app(scope, receive, send_from_first_byte)
         except Exception as error:
             add_right_way(error)
-            answerable = scope["type"] == "http" or can_deny(scope)
-            if not ended and (begun or not answerable):
+            if not ended and (begun or not is_answerable(scope)):
                 raise  # It is too late to answer, so the server logs it and closes the connection
             logger.exception("Unhandled error")
         else:
-            if begun or not (scope["type"] == "http" or can_deny(scope)):
+            if begun or not is_answerable(scope):
                 return
             logger.error("A request was not answered")
         finally:
@@ -286,20 +309,19 @@ def completed(own: Iterable[Header], identifier: str, ours: Iterable[Header]) ->
     return headers
 
 
-def own_origins(connection: HTTPConnection) -> set[str]:
-    """Return the origins of the host that was asked. A proxy may have removed the encryption."""
+def is_from(connection: HTTPConnection, origins: Collection[str]) -> bool:
+    """Return whether a page of these origins, or of the host that was asked, has sent this."""
+    origin = connection.headers.get("origin", "").lower()
     host = connection.headers.get("host", "").lower()
-    if not host:
-        return set()
-    own = {f"https://{host}"}
+    own = {f"https://{host}"}  # A proxy may have removed the encryption
     if connection.scope["scheme"] in {"http", "ws"}:
         own.add(f"http://{host}")
-    return own
+    return origin in origins or (host != "" and origin in own)
 
 
-def can_deny(scope: Scope) -> bool:
-    """Return whether a WebSocket's handshake can be answered like a request."""
-    return "websocket.http.response" in (scope.get("extensions") or ())
+def is_answerable(scope: Scope) -> bool:
+    """Return whether this is a request, or a handshake that can be answered like one."""
+    return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or ())
 
 
 def is_larger(length: bytes, limit: int) -> bool:
@@ -316,26 +338,6 @@ def problem(
     return JSONResponse(content, status_code=status, headers=headers)
 
 
-def too_large(limit: int) -> str:
-    return f"The request body is larger than {limit} bytes; see MAX_BODY_BYTES"
-
-
-def limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that grows past the limit, whatever length it has announced."""
-    total = 0
-
-    async def receive_limited() -> Message:
-        nonlocal total
-        message = await receive()
-        if message["type"] == "http.request":
-            total += len(message.get("body", b""))
-            if total > limit:
-                raise HTTPException(413, too_large(limit))
-        return message
-
-    return receive_limited
-
-
 def choose_request_id(given: bytes | None) -> str:
     """Return the edge's id for the request if it is safe to log, or else a new one."""
     if given and REQUEST_ID_FORM.fullmatch(given):
@@ -344,52 +346,13 @@ def choose_request_id(given: bytes | None) -> str:
 
 
 @lru_cache(maxsize=1024)
-def is_address(value: str) -> bool:
-    """Return whether this is an IP address. A zone may be any text, so none is allowed here."""
-    if "%" in value:
-        return False
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address, or None. An IPv4 address that is mapped into IPv6 counts as IPv4."""
     try:
-        ipaddress.ip_address(value)
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return True
-
-
-def proxy_test(networks: Iterable[str]) -> Callable[[str], bool]:
-    """Return a test whether an address belongs to one of the networks.
-
-    A socket that listens on IPv6 shows IPv4 peers as ::ffff:a.b.c.d. They count as IPv4.
-    """
-    trusted = [ipaddress.ip_network(network) for network in networks]
-
-    @lru_cache(maxsize=1024)
-    def is_proxy(peer: str) -> bool:
-        try:
-            address = ipaddress.ip_address(peer)
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in trusted)
-
-    return is_proxy
-
-
-def host_test(allowed: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a test whether a Host header is allowed. `*.example.com` allows all names below it."""
-    names = frozenset(allowed)
-    suffixes = tuple(name[1:] for name in names if name.startswith("*."))
-
-    @lru_cache(maxsize=1024)
-    def is_named(header: bytes) -> bool:
-        form = HOST_HEADER_FORM.fullmatch(header)
-        if form is None or int(form["port"] or 0) > LAST_PORT:
-            return False
-        host = form["name"].decode().lower()
-        return "*" in names or host in names or host.endswith(suffixes)
-
-    # The cache must only keep short headers
-    return lambda header: len(header) <= LONGEST_HOST and is_named(header)
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def log_request(

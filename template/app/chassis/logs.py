@@ -1,35 +1,132 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Log on stdout, as one JSON object a line for Railway or as plain text for a person.
 
-Railway reads stderr as level error. It parses single-line JSON that has `level` and `message`
-(docs.railway.com/observability/logs). This module imports nothing beyond the standard library,
-because gunicorn's parent process uses it too.
+Railway reads stderr as level error. It parses single-line JSON that has `level` and `message`, and
+drops the lines of a replica beyond 500 a second, warnings among them
+(docs.railway.com/observability/logs). So less than that is written here. A write to a pipe that
+nobody reads never returns, so a separate thread makes all writes. This module imports nothing
+beyond the standard library, because gunicorn's first process uses it too.
 """
 
+import atexit
+import fcntl
+import io
 import json
 import logging
+import math
+import mmap
 import os
+import select
+import sys
+import tempfile
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, Final, TextIO
+from itertools import accumulate, pairwise
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
-from app.chassis import output
-from app.chassis.output import Printed, Tally
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-# Every LogRecord has these fields, "taskName" among them. All other fields came by `extra=`.
-STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+IMPORTANT_LINES: Final = 100  # Warnings and errors a second, in addition to the other lines
+ROOM: Final = 256 * 1024  # Bytes that may wait. Warnings and errors may use as many again
+PIECE: Final = 4096  # Bytes that a pipe keeps together (PIPE_BUF), even if others write to it
+LEFT: Final = 10  # Lines a second that requests leave free for other lines
+LINGER: Final = 0.05  # Seconds in which lines gather, so that not each of them wakes a thread
+EXIT_TIMEOUT: Final = 1.0  # Seconds after which a process ends that can write none of its lines
+SPAN: Final = 1.05  # Seconds of a window, because a line is read up to 50 ms after it was noted
+TRIES: Final = 50  # Attempts to lock the windows, a tenth of a millisecond apart
+TELL_EVERY: Final = 1.0  # Seconds between two lines that report what was counted
+SLOTS: Final = 32  # Processes that count at once, which is twice the maximum number of workers
+BUCKETS: Final = 512  # Classes of durations, sixteen for each doubling from 0.01 ms on
 
-encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+# Places of a process's counts of other lines, warnings, unwritten lines, answers and durations
+LINES, WARNINGS, LOST, STATUS = 0, 1, 2, 3
+DURATION: Final = STATUS + 600
+WIDTH: Final = DURATION + BUCKETS
+
+STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""Fields of every record, "taskName" among them. All other fields came by `extra=`."""
 
 BLANK: Final = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}))
 """Fields of an empty record of level INFO."""
 
 # BLANK has the id of gunicorn's first process, and a worker has its own
 os.register_at_fork(after_in_child=lambda: BLANK.update(process=os.getpid()))
+
+encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
+def config(level: str, form: str) -> dict[str, Any]:
+    """Return a logging.config dictionary that sends everything to stdout.
+
+    Args:
+        level: Lowest level that is written.
+        form: `json` or `text`.
+    """
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": make_formatter, "form": form}},
+        "handlers": {
+            "stdout": {
+                "class": f"{__name__}.LineHandler",
+                "formatter": "line",
+                "stream": "ext://sys.stdout",
+            }
+        },
+        "root": {"level": level, "handlers": ["stdout"]},
+        # The handlers that gunicorn and uvicorn bring are removed, so that records reach the root
+        "loggers": {
+            name: {"level": level, "handlers": [], "propagate": True}
+            for name in ("gunicorn.error", "uvicorn.error")
+        }
+        | {"alembic.runtime.plugins": {"level": "WARNING"}}
+        | {
+            name: {"handlers": [], "propagate": False}
+            for name in ("gunicorn.access", "uvicorn.access")
+        },
+    }
+
+
+def capture(form: str, lines: int) -> None:
+    """Never wait again for the readers of stdout and stderr, unless tests capture these.
+
+    Args:
+        form: `json` or `text`.
+        lines: Lines a second that are no warnings, for all processes together.
+    """
+    if outputs or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+        return
+    formatter = make_formatter(form)
+    shared = Shared(lines)
+    output = Output(1, shared, lambda counts: formatter.format(report(counts)))
+    outputs.append(output)
+    sys.stdout = printed(output, 1, important=False)
+    sys.stderr = printed(output, 2, important=True)
+    os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
+    os.register_at_fork(after_in_child=output.forked)
+    atexit.register(output.end)
+
+
+def flush() -> None:
+    """Write the waiting lines, before this process ends or becomes another one."""
+    for output in outputs:
+        output.flush(EXIT_TIMEOUT)
+
+
+outputs: "list[Output]" = []
+"""Output of this process. There is none before capture()."""
+
+
+def make_formatter(form: str) -> logging.Formatter:
+    return JsonFormatter() if form == "json" else TextFormatter()
 
 
 class RequestRecord(logging.LogRecord):
@@ -54,49 +151,23 @@ class RequestRecord(logging.LogRecord):
         }
 
 
-@lru_cache(maxsize=8)
-def second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
-
-
-def moment(record: logging.LogRecord) -> str:
-    return f"{second(int(record.created))}.{int(record.msecs):03d}+00:00"
-
-
 class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object a record, with the request's id and extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if type(record) is RequestRecord:
-            return self.format_request(record)
+        moment = datetime.fromtimestamp(record.created, UTC)
         entry: dict[str, Any] = {
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            "time": moment(record),
+            "time": moment.isoformat(timespec="milliseconds"),
             "logger": record.name,
         }
         if identifier := request_id.get():
             entry["request_id"] = identifier
-        entry |= extra_fields(record)
+        entry |= {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return encode(entry)
-
-    def format_request(self, record: RequestRecord) -> str:
-        """Build a request's JSON by hand. Requests are many, and an encoder is slow to start."""
-        known = vars(record)
-        fields = (
-            f'"level": "info", "message": {encode(record.msg)}, "time": "{moment(record)}"'
-            f', "logger": {encode(record.name)}, "request_id": {encode(request_id.get())}'
-            f', "method": {encode(known["method"])}, "path": {encode(known["path"])}'
-            f', "status": {known["status"]}, "duration_ms": {known["duration_ms"]}'
-            f', "client": {encode(known["client"])}'
-        )
-        return "{" + fields + "}"
 
 
 class TextFormatter(logging.Formatter):
@@ -112,53 +183,158 @@ class TextFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Handler that passes lines to the output thread, if stdout has one."""
+    """Handler that passes lines to the output thread, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not isinstance(self.stream, Printed):
+        if not outputs:
             super().emit(record)
             return
-        output = self.stream.output
         try:
             if type(record) is RequestRecord:
-                known = vars(record)
-                output.put_request(
-                    known["status"], known["duration_ms"], lambda: self.format(record)
-                )
+                outputs[0].put_request(record, self.format)
             else:
                 line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-                output.put_line(line, important=record.levelno >= logging.WARNING)
+                outputs[0].put_line(line, important=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
 
 
-def capture(form: str, lines: int) -> None:
-    """Stop waiting for the reader of the log, and limit the log to what the platform takes.
+class Lock:
+    """Lock among the threads of all processes. The kernel releases it if a process is killed.
+
+    The lock on a byte of the file belongs to a whole process, so its threads need another lock.
 
     Args:
-        form: `json` or `text`.
-        lines: Lines a second that are no warnings, for all processes together.
+        file: File that all processes have inherited.
+        byte: Byte of the file that this lock is about.
+        patient: True to wait as long as it takes. Otherwise the wait for another process is short,
+            in case that one has stopped, and then the block is entered nevertheless. The kernel
+            would take a second patient lock for a deadlock.
     """
-    formatter = make_formatter(form)
-    output.capture(lines, lambda tally: formatter.format(tally_record(tally)))
+
+    def __init__(self, file: int | IO[bytes], byte: int, *, patient: bool) -> None:
+        self.file, self.byte, self.patient = file, byte, patient
+        self.threads = threading.RLock()
+
+    def __enter__(self) -> None:
+        self.threads.acquire()
+        if self.patient:
+            fcntl.lockf(self.file, fcntl.LOCK_EX, 1, self.byte)
+            return
+        for _ in range(TRIES):
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.byte)
+            except (BlockingIOError, PermissionError):
+                time.sleep(0.0001)
+            else:
+                return
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, self.byte)
+        self.threads.release()
 
 
-def tally_record(tally: Tally) -> logging.LogRecord:
+class Window:
+    """Times of the last lines, so that no second has more than a maximum number of lines.
+
+    Args:
+        cells: Times of the lines, and then their number so far. An unused cell is 0.
+    """
+
+    def __init__(self, cells: "memoryview[float]") -> None:
+        self.cells = cells
+        self.lines = len(cells) - 1
+
+    def take(self, now: float, *, leave: int = 0) -> bool:
+        """Note one line and return True, if the window has room for it and `leave` more lines."""
+        if self.is_full(now, leave):
+            return False
+        taken = int(self.cells[self.lines])
+        self.cells[taken % self.lines] = now
+        self.cells[self.lines] = taken + 1
+        return True
+
+    def is_full(self, now: float, leave: int) -> bool:
+        taken = int(self.cells[self.lines])
+        return self.lines <= leave or now - self.cells[(taken + leave) % self.lines] < SPAN
+
+
+class Shared:
+    """State that the processes of one container share about their lines.
+
+    Each process counts in a slot of its own. The memory is made before the workers are forked, and
+    outlives all of them, so no count is lost.
+
+    Args:
+        lines: Lines a second that are no warnings, including the one that reports the rest.
+    """
+
+    def __init__(self, lines: int) -> None:
+        sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1)
+        ends = list(accumulate(sizes, initial=2))
+        memory = mmap.mmap(-1, 8 * (ends[-1] + WIDTH * (SLOTS + 1)))
+        cells = memoryview(memory).cast("d")
+        self.told_at, self.last_slot = cells[:1], cells[1:2]
+        windows = [Window(cells[start:end]) for start, end in pairwise(ends)]
+        self.usual, self.important, self.written = windows
+        counts = cells[ends[-1] :].cast("B").cast("Q")
+        self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
+        self.slot = self.forks = 0
+        if sys.platform == "linux":
+            file: int | IO[bytes] = os.memfd_create("log")
+        else:
+            file = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the process
+        self.writing = Lock(file, 0, patient=True)
+        """Lock on the descriptors, because a long line is written in several parts."""
+        self.noting = Lock(file, 1, patient=False)
+        """Lock on the windows. One line too many is better than none."""
+
+    def fork(self) -> None:
+        """Choose the slot of the next process. The first slot is this process's own."""
+        self.forks += 1
+
+    def forked(self) -> None:
+        # The first process may have held these locks at the fork
+        self.writing.threads = threading.RLock()
+        self.noting.threads = threading.RLock()
+        self.slot = 1 + self.forks % (SLOTS - 1)
+        self.last_slot[0] = max(self.last_slot[0], self.slot)
+
+    def count(self, *places: int) -> None:
+        first = self.slot * WIDTH
+        with self.noting.threads:
+            for place in places:
+                self.counts[first + place] += 1
+
+    def untold(self) -> list[int]:
+        """Return what all processes have counted since the last report."""
+        slots = range(int(self.last_slot[0]) + 1)
+        rows = [self.counts[slot * WIDTH : (slot + 1) * WIDTH].tolist() for slot in slots]
+        counts = map(sum, zip(*rows, strict=True))
+        return [number - told for number, told in zip(counts, self.told.tolist(), strict=True)]
+
+    def note_told(self, counts: list[int]) -> None:
+        for place, number in enumerate(counts):
+            self.told[place] += number
+
+
+def report(counts: list[int]) -> logging.LogRecord:
     """Return a record that reports what was counted instead of written."""
-    requests = sum(tally.statuses.values())
-    counted = {
-        "requests": requests,
-        "other_lines": tally.lines,
-        "warnings": tally.warnings,
-        "dropped": tally.lost,
+    statuses, durations = counts[STATUS:DURATION], counts[DURATION:]
+    fields: dict[str, Any] = {
+        "requests": sum(statuses),
+        "other_lines": counts[LINES],
+        "warnings": counts[WARNINGS],
+        "dropped": counts[LOST],
     }
-    fields: dict[str, Any] = {name: number for name, number in counted.items() if number}
+    fields = {name: number for name, number in fields.items() if number}
     told = ", ".join(f"{name} {number}" for name, number in fields.items())
-    if requests:
-        fields["statuses"] = tally.statuses
-        fields |= {"p50_ms": tally.p50_ms, "p99_ms": tally.p99_ms}
-        told += f" (p50 {tally.p50_ms} ms, p99 {tally.p99_ms} ms)"
-    missed = tally.warnings or tally.lost
+    if "requests" in fields:
+        fields["statuses"] = {status: number for status, number in enumerate(statuses) if number}
+        p50, p99 = percentile(durations, 0.5), percentile(durations, 0.99)
+        fields |= {"p50_ms": p50, "p99_ms": p99}
+        told += f" (p50 {p50} ms, p99 {p99} ms)"
+    missed = counts[WARNINGS] or counts[LOST]
     level = logging.WARNING if missed else logging.INFO
     return logging.makeLogRecord(
         {
@@ -171,37 +347,229 @@ def tally_record(tally: Tally) -> logging.LogRecord:
     )
 
 
-def make_formatter(form: str) -> logging.Formatter:
-    return JsonFormatter() if form == "json" else TextFormatter()
+def bucket(milliseconds: float) -> int:
+    return min(BUCKETS - 1, max(0, int(16 * math.log2(max(milliseconds, 0.01) / 0.01))))
 
 
-def config(level: str, form: str) -> dict[str, Any]:
-    """Return a logging.config dictionary that sends everything to stdout.
+def percentile(durations: list[int], share: float) -> float:
+    """Return the upper end, in milliseconds, of the class that reaches this share of durations."""
+    reached = accumulate(durations)
+    wanted = share * sum(durations)
+    number = next(number for number, many in enumerate(reached) if many >= wanted)
+    return float(f"{0.01 * 2 ** ((number + 1) / 16):.3g}")
+
+
+class Output:
+    """Queue of lines for stdout and stderr, with the thread that writes them.
 
     Args:
-        level: Lowest level that is written.
-        form: `json` or `text`.
+        descriptor: File descriptor of the log. It stays blocking, because others share it.
+        shared: Lines and counts of all processes.
+        tell: Function that makes a line of the counts.
     """
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"()": make_formatter, "form": form}},
-        "handlers": {
-            "stdout": {
-                "class": "app.chassis.logs.LineHandler",
-                "formatter": "line",
-                "stream": "ext://sys.stdout",
-            }
-        },
-        "root": {"level": level, "handlers": ["stdout"]},
-        # The handlers that gunicorn and uvicorn bring are removed, so that records reach the root
-        "loggers": {
-            name: {"level": level, "handlers": [], "propagate": True}
-            for name in ("gunicorn.error", "uvicorn.error")
-        }
-        | {"alembic.runtime.plugins": {"level": "WARNING"}}
-        | {
-            name: {"handlers": [], "propagate": False}
-            for name in ("gunicorn.access", "uvicorn.access")
-        },
-    }
+
+    def __init__(self, descriptor: int, shared: Shared, tell: Callable[[list[int]], str]) -> None:
+        self.descriptor = descriptor
+        self.shared = shared
+        self.tell = tell
+        self.left = min(LEFT, shared.usual.lines // 5)
+        self.owner = os.getpid()
+        self.torn: set[int] = set()
+        """File descriptors whose last write has ended within a line."""
+        self.forked()
+
+    def forked(self) -> None:
+        """Begin anew in a forked process. The waiting lines are left to its parent."""
+        self.lock = threading.RLock()
+        self.lines: deque[tuple[int, bytes]] = deque()
+        self.size = 0
+        self.thread: threading.Thread | None = None
+        self.wake = threading.Event()
+        self.hurry = threading.Event()
+        self.ending = False
+        self.ended = threading.Event()
+        self.counted_at = 0.0
+        """Time since which a count waits to be reported, or 0."""
+
+    def put_request(self, record: RequestRecord, line: Callable[[logging.LogRecord], str]) -> None:
+        """Write a request's line, or count it if there is no room."""
+        known = vars(record)
+        places = STATUS + min(known["status"], 599), DURATION + bucket(known["duration_ms"])
+        # Most requests of a busy service find the window full, and need no lock to see that
+        if self.size >= ROOM or self.shared.usual.is_full(time.monotonic(), self.left):
+            self.count(*places)
+        elif self.has_room(self.shared.usual, self.left, *places):
+            self.put(f"{line(record)}\n".encode(errors="backslashreplace"))
+
+    def put_line(self, line: bytes, *, important: bool, descriptor: int | None = None) -> None:
+        """Write another line, or count it if there is no room."""
+        window, leave, place = self.shared.usual, 1, LINES
+        if important:
+            window, leave, place = self.shared.important, 0, WARNINGS
+        if self.size >= ROOM * (1 + important):
+            self.count(LOST)
+        elif self.has_room(window, leave, place):
+            self.put(line, descriptor, hurry=important)
+
+    def has_room(self, window: Window, leave: int, *places: int) -> bool:
+        """Return whether a line may be written. If it may not, count it in these places."""
+        with self.shared.noting:
+            room = window.take(time.monotonic(), leave=leave)
+        if not room:
+            self.count(*places)
+        return room
+
+    def put(self, line: bytes, descriptor: int | None = None, *, hurry: bool = False) -> None:
+        with self.lock:
+            self.lines.append((descriptor or self.descriptor, line))
+            self.size += len(line)
+        self.wake_up(hurry=hurry)
+
+    def count(self, *places: int) -> None:
+        self.shared.count(*places)
+        if not self.counted_at:
+            self.counted_at = time.monotonic()
+            self.wake_up()
+
+    def wake_up(self, *, hurry: bool = False) -> None:
+        if self.thread is None:
+            with self.lock:
+                if self.thread is None:
+                    self.thread = threading.Thread(target=self.run, name="output", daemon=True)
+                    self.thread.start()
+        if hurry:
+            self.hurry.set()
+        if not self.wake.is_set():
+            self.wake.set()
+
+    def run(self) -> None:
+        """Write the lines that come, as long as the process runs."""
+        while True:
+            self.wake.wait(TELL_EVERY / 10 if self.counted_at else None)
+            self.hurry.wait(LINGER)
+            self.hurry.clear()
+            self.wake.clear()
+            self.write_all()
+            self.tell_counts()
+            if self.ending:
+                self.ended.set()
+
+    def write_all(self) -> None:
+        while self.lines:
+            descriptor = self.lines[0][0]
+            with self.shared.writing:
+                lines = self.next_lines(descriptor)
+                written = self.write(descriptor, b"".join(lines))
+            if not lines:
+                time.sleep(LINGER / 5)
+            with self.lock:
+                self.size -= sum(map(len, lines))
+            if not written:
+                self.count(*[LOST] * len(lines))
+
+    def next_lines(self, descriptor: int) -> list[bytes]:
+        """Take one piece of lines. This second must have room for them, except at the end."""
+        lines: list[bytes] = []
+        size = 0
+        while self.lines and self.lines[0][0] == descriptor:
+            size += len(self.lines[0][1])
+            if lines and size > PIECE:
+                break
+            with self.shared.noting:
+                if not (self.shared.written.take(time.monotonic()) or self.ending):
+                    break
+            lines.append(self.lines.popleft()[1])
+        return lines
+
+    def tell_counts(self) -> None:
+        """Write what all processes have counted, in one line a second.
+
+        The first process reports the rest when it ends.
+        """
+        shared, now = self.shared, time.monotonic()
+        last = self.ending and os.getpid() == self.owner
+        if not last and (not self.counted_at or now - self.counted_at < TELL_EVERY):
+            return
+        with shared.writing:
+            if not last and now - shared.told_at[0] < TELL_EVERY:
+                return  # Another process was faster
+            self.counted_at = 0.0
+            counts = shared.untold()
+            if not any(counts):
+                return
+            shared.told_at[0] = now
+            with shared.noting:
+                shared.usual.take(now), shared.written.take(now)
+            if self.write(self.descriptor, f"{self.tell(counts)}\n".encode()):
+                shared.note_told(counts)
+            else:
+                self.counted_at = now
+
+    def write(self, descriptor: int, lines: bytes) -> bool:
+        """Write all lines, however long that takes, and return whether that was possible."""
+        rest = memoryview(b"\n" + lines if descriptor in self.torn else lines)
+        begun = False
+        while rest:
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+                begun = True
+            except BlockingIOError:  # Somebody else has made it non-blocking
+                select.select([], [descriptor], [])
+            except OSError:
+                if begun:
+                    self.torn.add(descriptor)
+                return False
+        self.torn.discard(descriptor)
+        return True
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every line is written, but no longer than the timeout in seconds."""
+        deadline = time.monotonic() + timeout
+        while self.size and time.monotonic() < deadline:
+            self.hurry.set()
+            time.sleep(0.001)
+
+    def end(self) -> None:
+        """Write the last lines of this process, unless nobody reads them."""
+        self.ending = True
+        if self.thread is None and os.getpid() != self.owner:
+            return
+        with suppress(RuntimeError):  # It is too late for a thread
+            self.wake_up(hurry=True)
+            for _ in range(5):
+                left = self.size
+                if self.ended.wait(EXIT_TIMEOUT) or self.size == left:
+                    break
+        self.count(*[LOST] * len(self.lines))
+
+
+class Printed(io.RawIOBase):
+    """Raw stream below sys.stdout or sys.stderr, which passes on printed text line by line."""
+
+    def __init__(self, output: Output, descriptor: int, *, important: bool) -> None:
+        super().__init__()
+        self.output, self.descriptor, self.important = output, descriptor, important
+        self.rest = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Pass on the complete lines. A line that does not end is cut."""
+        *lines, self.rest = (self.rest + bytes(data)).split(b"\n")
+        if len(self.rest) > ROOM:
+            lines, self.rest = [*lines, self.rest], b""
+        for line in lines:
+            self.output.put_line(line + b"\n", important=self.important, descriptor=self.descriptor)
+        return memoryview(data).nbytes
+
+
+def printed(output: Output, descriptor: int, *, important: bool) -> TextIO:
+    """Return a stream to put in the place of sys.stdout or sys.stderr."""
+    stream = io.BufferedWriter(Printed(output, descriptor, important=important))
+    return io.TextIOWrapper(
+        stream, encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )

@@ -8,51 +8,29 @@ from typing import Any, Final
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 
-PROBLEM: Final = {
-    "title": "Problem",
-    "type": "object",
-    "required": ["detail", "request_id"],
-    "properties": {
-        "detail": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "loc", "msg"],
-                        "properties": {
-                            "type": {"type": "string"},
-                            "loc": {
-                                "type": "array",
-                                "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                            },
-                            "msg": {"type": "string"},
-                        },
-                    },
-                },
-            ]
-        },
-        "request_id": {"type": "string"},
-    },
-}
+TEXT: Final = {"type": "string"}
+
+
+def record(**properties: object) -> dict[str, Any]:
+    """Return the schema of an object that has all these properties."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+LOCATION: Final = {"type": "array", "items": {"anyOf": [TEXT, {"type": "integer"}]}}
+INVALID: Final = {"type": "array", "items": record(type=TEXT, loc=LOCATION, msg=TEXT)}
+
+PROBLEM: Final = {"title": "Problem", **record(detail={"anyOf": [TEXT, INVALID]}, request_id=TEXT)}
 """Schema of every error, as `http.problem` makes it."""
+
+RETRY: Final = {"type": "integer", "minimum": 0}
 
 EVENT: Final = {
     "type": "object",
-    "properties": {
-        "data": {"type": "string"},
-        "event": {"type": "string"},
-        "id": {"type": "string"},
-        "retry": {"type": "integer", "minimum": 0},
-    },
+    "properties": {"data": TEXT, "event": TEXT, "id": TEXT, "retry": RETRY},
 }
 """Schema of one event of a stream (https://spec.openapis.org/oas/v3.2.0.html#media-type-object)."""
 
 SAFE: Final = frozenset({"get", "head", "options", "trace"})
-
-REPLACED: Final = ("HTTPValidationError", "ValidationError")
-"""Schemas of FastAPI's own errors, which the service never sends."""
 
 
 def complete(document: dict[str, Any]) -> None:
@@ -72,7 +50,7 @@ def complete(document: dict[str, Any]) -> None:
                 responses.setdefault(status, problem(description))
             operation["responses"] = dict(sorted(responses.items()))
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for name in REPLACED:
+    for name in ("HTTPValidationError", "ValidationError"):  # The service never sends FastAPI's
         schemas.pop(name, None)
     schemas["Problem"] = PROBLEM
 

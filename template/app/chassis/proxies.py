@@ -17,8 +17,13 @@ def refusals(library: str) -> list[str]:
     Args:
         library: `httpx` or `httpx2`, imported only where there is such a variable.
     """
+    found = []
+    try:
+        if file := os.environ.get("SSL_CERT_FILE"):
+            ssl.create_default_context(cafile=file)
+    except OSError:
+        found.append("SSL_CERT_FILE: names no file of certificates; correct it, or unset it")
     given = {name: value for name, value in os.environ.items() if name.upper() in NAMES and value}
-    found = unreadable_certificates()
     if not given:
         return found
     client = import_module(library).Client
@@ -31,16 +36,6 @@ def refusals(library: str) -> list[str]:
         name = next((name for name in given if name.upper() == "NO_PROXY"), next(iter(given)))
         found.append(f"{name}: {library} cannot read it; list host names, or unset it")
     return found
-
-
-def unreadable_certificates() -> list[str]:
-    """Return a line if no client could verify a server with the file that SSL_CERT_FILE names."""
-    try:
-        if file := os.environ.get("SSL_CERT_FILE"):
-            ssl.create_default_context(cafile=file)
-    except OSError:
-        return ["SSL_CERT_FILE: names no file of certificates; correct it, or unset it"]
-    return []
 
 
 def why_not(make: Callable[[], object]) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import assembly, deadlines, logs, migrate, output
+from app.chassis import assembly, deadlines, logs, migrate
 from app.chassis.assembly import ChassisSettings
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
@@ -84,7 +84,7 @@ def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
         "LOG_LINES_PER_SECOND": str(settings.log_lines_per_second),
         "PYTHONUNBUFFERED": "1",
     }
-    output.flush()
+    logs.flush()
     os.execve(command[0], command, assembly.environment(settings, environment))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as BaseWorker
 
-from app.chassis import deadlines, garbage, output
+from app.chassis import deadlines, garbage, logs
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -98,7 +98,7 @@ class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
         if self.server.force_exit:
             # This is the second signal. Unfinished work would only be cancelled now, with a
             # traceback in the log.
-            output.flush()
+            logs.flush()
             os._exit(0)
 
     async def beat(self) -> None:

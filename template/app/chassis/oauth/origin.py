@@ -12,7 +12,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.chassis.http import own_origins, problem
+from app.chassis.http import FOREIGN_PAGE, is_from, problem
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
@@ -36,11 +36,9 @@ class OriginCheck:
         if scope["type"] == "lifespan" or self.allows(HTTPConnection(scope)):
             await self.app(scope, receive, send)
         else:
-            refusal = problem(403, "This page may not do that: its Origin is not in CORS_ORIGINS")
-            await refusal(scope, receive, send)
+            await problem(403, FOREIGN_PAGE)(scope, receive, send)
 
     def allows(self, connection: HTTPConnection) -> bool:
         if connection.scope.get("method") in SAFE_METHODS or self.cookie not in connection.cookies:
             return True
-        origin = connection.headers.get("origin", "").lower()
-        return origin in self.origins or origin in own_origins(connection)
+        return is_from(connection, self.origins)

@@ -55,6 +55,8 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "GIT_COMMITTER_NAME": "Tests",
         "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
         "GIT_CONFIG_NOSYSTEM": "1",
+        # it goes by content, and projects differ in little
+        "MYPY_CACHE_DIR": str(home / "mypy"),
         "PYTHONUTF8": "1",
     }
     # A git hook that runs the tests sets the first three. With the last one every start of a

@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import plumbum
 import pytest
 from pytest_copie.plugin import Copie
 
-from support import ASKED, ROOT, Answers, commit, git, tool
+from support import ASKED, ROOT, Answers, command, commit, git, tool
+from trackbed.internals import Worker
 from trackbed.render import compile_once
 
 # run in projects, by render/test_chassis.py
@@ -55,13 +55,18 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "GIT_COMMITTER_NAME": "Tests",
         "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
         "GIT_CONFIG_NOSYSTEM": "1",
+        # it goes by content, and projects differ in little
+        "MYPY_CACHE_DIR": str(home / "mypy"),
         "PYTHONUTF8": "1",
     }
-    # A git hook that runs the tests sets these.
-    unwanted = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    # A git hook that runs the tests sets the first three. With the last one every start of a
+    # service would compile each module again.
+    unwanted = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "PYTHONDONTWRITEBYTECODE")
     with pytest.MonkeyPatch.context() as patch:
         # hundreds of renders here have the same templates
         patch.setattr(jinja2.Environment, "compile", compile_once)
+        # asks git for each file whether modes count, which here they do
+        patch.setattr(Worker, "_sync_git_index_executable_bit", lambda *_: None)
         for name in unwanted:
             patch.delenv(name, raising=False)
         for name, value in variables.items():
@@ -164,15 +169,7 @@ def run_copier(isolation: None) -> Callable[..., subprocess.CompletedProcess[str
     """The copier command as people run it, without a terminal."""
 
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "copier", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-        )
+        return command.run_copier([*map(str, arguments)], cwd)
 
     return run
 
@@ -191,7 +188,24 @@ def installed(
             shutil.copytree(rendered, project)
             command = [tool("uv"), "sync", "--quiet"]
             subprocess.run(command, cwd=project, check=True, timeout=600)
+            for other in projects.values():
+                link_bytecode(other, project)
+            # compiles it, which copies of the project would do again each
+            command = [str(project / ".venv" / "bin" / "python"), "-c", "import pytest, app.main"]
+            subprocess.run(command, cwd=project, check=True, timeout=600)
             projects[rendered] = project
         return projects[rendered]
 
     return install
+
+
+def link_bytecode(source: Path, project: Path) -> None:
+    """Spare a project the compilation of packages that another one has compiled.
+
+    Python itself compares a module with what its bytecode was made from.
+    """
+    for compiled in source.glob(".venv/lib/*/site-packages/**/*.pyc"):
+        target = project / compiled.relative_to(source)
+        if target.parents[1].is_dir() and not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            target.hardlink_to(compiled)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 
 Record = Callable[[str, object], None]
 
-ROUNDS = 20
+ROUNDS = 12
 
 SYNC = 1.0
 """Seconds: the monitor's interval and the sync's, in litestream.yml."""
@@ -279,21 +279,21 @@ def test_a_later_start_without_the_bucket_serves_and_says_so(
 
 
 def test_a_server_that_is_down_for_a_minute(
-    project: Path, tmp_path: Path, each_bucket: Bucket, record_property: Record
+    project: Path, tmp_path: Path, bucket: Bucket, record_property: Record
 ) -> None:
     volume = tmp_path / "volume"
-    variables = {**each_bucket.variables, "LITESTREAM_MAX_AGE": "10"}
+    variables = {**bucket.variables, "LITESTREAM_MAX_AGE": "10"}
     with Service(project, volume, **variables).wait_until_healthy() as service:
         writer = Writer(service, pause=0.1)
         time.sleep(3)
-        each_bucket.down()
+        bucket.down()
         went_down = time.monotonic()
         wait_for(service, "degraded", 20)
         record_property("seconds until degraded", f"{time.monotonic() - went_down:.1f}")
         time.sleep(max(0.0, 60 - (time.monotonic() - went_down)))
         assert replication(service)["status"] == "degraded"
         assert service.process.poll() is None
-        each_bucket.up()
+        bucket.up()
         came_back = time.monotonic()
         wait_for(service, "ok", 45)
         record_property("seconds until ok again", f"{time.monotonic() - came_back:.1f}")
@@ -303,7 +303,7 @@ def test_a_server_that_is_down_for_a_minute(
         stop(service)
     shutil.rmtree(volume)
 
-    run(project, volume, each_bucket, "restore", "--latest")
+    run(project, volume, bucket, "restore", "--latest")
     written = [number for number, _ in writer.acknowledged]
     assert numbers(volume / "app.db") == written
     record_property("rows lost", f"0 of {len(written)}")

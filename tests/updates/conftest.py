@@ -3,12 +3,11 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 from copier import run_copy
 
-from history import NEXT, RELEASES, data_options, tag_releases
+from history import NEXT, RELEASES, tag_releases
 from support import ROOT, Answers, commit, git
 
 
@@ -29,17 +28,15 @@ def history(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make(
     history: Path,
-    run_copier: Callable[..., CompletedProcess[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Answers], Path]:
     """A project as somebody has made it from a release, in a repository of its own."""
 
     def make(release: str, answers: Answers) -> Path:
         project = tmp_path_factory.mktemp("made") / "project"
-        data = data_options({"project_name": "Billing API", **answers})
-        options = ["--quiet", "--defaults", f"--vcs-ref={release}"]
-        done = run_copier("copy", *options, *data, history, project)
-        assert done.returncode == 0, done.stderr
+        data = {"project_name": "Billing API", **answers}
+        # here and not in a child, which would keep what it compiles of this release to itself
+        run_copy(str(history), project, data, vcs_ref=release, defaults=True, quiet=True)
         commit(project, "New project")
         return project
 

@@ -109,7 +109,7 @@ def test_one_module_of_the_chassis_imports_the_services_own_names() -> None:
             re.MULTILINE,
         )
     }
-    assert found == {"assembly.py", "models.py", "env.py"}
+    assert found == {"assembly.py.jinja", "models.py", "env.py"}
 
 
 RIDDLE = re.compile(r"(What|Whether|Who|Whose|Whom|Where|How|Which|When)\b")

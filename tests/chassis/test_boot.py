@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from app.chassis import features, garbage
+from app.chassis import assembly, garbage
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.testing import required_variables
 from app.settings import Settings
@@ -112,7 +112,7 @@ def test_it_serves_and_stops(services: list[Service], tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(
-    not EXAMPLE.exists() or bool(features.signed_in()),
+    not EXAMPLE.exists() or bool(assembly.signed_in()),
     reason="the example's routes are gone, or for people who have signed in",
 )
 def test_a_stop_ends_streams_and_keeps_what_was_written(

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request
 from fastapi.security import HTTPBearer
 from pydantic_settings import DotEnvSettingsSource
 
-from app.chassis import check, features, migrate
+from app.chassis import answers, check, migrate
 from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
@@ -97,7 +97,7 @@ def test_variables_from_elsewhere_are_checked_as_a_deployment_has_them(
 ) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "http://of-this-machine.example.com")
     # the bucket's own check has a test of its own, and would wait for a server here
-    monkeypatch.setattr("app.chassis.replication.check", lambda _: [])
+    monkeypatch.setattr("app.chassis.assembly.check_backup", lambda _: [])
     before = dict(os.environ)
 
     found = by_id(check.run({**RAILWAY, **REQUIRED, "DATABASE_URL": "sqlite:///data/app.db"}))
@@ -368,9 +368,9 @@ def test_what_the_settings_warn_of_is_found(
 
 
 def test_features_take_memory_in_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "WORKER_BYTES", 0)
+    monkeypatch.setattr(answers, "WORKER_BYTES", 0)
     without = service.needed_bytes(3)
-    monkeypatch.setattr(features, "WORKER_BYTES", 5)
+    monkeypatch.setattr(answers, "WORKER_BYTES", 5)
 
     assert service.needed_bytes(3) == without + 15
 

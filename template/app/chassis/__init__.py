@@ -15,8 +15,9 @@ A start goes through serve.py: settings, volume, lock, restore, migrations, serv
 A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
 the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
 
-    answers, features, replication    the template's answers, and what they add
-    assembly                          the names of the service that the chassis needs
+    answers                           the template's answers, and values of the features
+    assembly                          the settings, backup, features and code of this service
+    features, replication             names of assembly, for services made before 0.5.0
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks, template      the commands of `python -m app`
     serve, storage, migrate           the start
@@ -25,7 +26,7 @@ the connections, and output.py writes the last lines of the log. deadlines.py ha
     output, openapi                   lines of the log, and the document of the routes
     routing, database, sessions       routes in the database
     threads, sqlite                   below them
-    schema, integrity                 tables, and references between them
+    integrity                         references between tables
     streaming, times                  server-sent events, and moments in UTC
     health, verdict, status           whether all is well
     backup                            copies of the database
@@ -39,13 +40,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from app.chassis.application import create_application as create_application
+    from app.chassis.assembly import ChassisSettings as ChassisSettings
+    from app.chassis.assembly import signed_in as signed_in
     from app.chassis.database import Database as Database
     from app.chassis.database import DatabaseBusyError as DatabaseBusyError
     from app.chassis.database import Reader as Reader
     from app.chassis.database import Writer as Writer
     from app.chassis.database import get_database as get_database
-    from app.chassis.features import signed_in as signed_in
-    from app.chassis.replication import ChassisSettings as ChassisSettings
     from app.chassis.routing import Router as Router
     from app.chassis.settings import PROJECT_ROOT as PROJECT_ROOT
     from app.chassis.streaming import Events as Events
@@ -60,9 +61,8 @@ if TYPE_CHECKING:
 
 MODULES: Final = {
     "application": ("create_application",),
+    "assembly": ("ChassisSettings", "signed_in"),
     "database": ("Database", "DatabaseBusyError", "Reader", "Writer", "get_database"),
-    "features": ("signed_in",),
-    "replication": ("ChassisSettings",),
     "routing": ("Router",),
     "settings": ("PROJECT_ROOT",),
     "streaming": ("EventStream", "Events", "LastEventId", "ServerSentEvent"),

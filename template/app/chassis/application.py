@@ -23,10 +23,10 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.chassis import answers, features, health, logs, openapi, replication
+from app.chassis import answers, assembly, health, logs, openapi
+from app.chassis.assembly import ChassisSettings
 from app.chassis.database import Database, DatabaseBusyError, find_conflict, is_unavailable
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
-from app.chassis.replication import ChassisSettings
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 from app.chassis.verdict import HealthCheck
@@ -135,13 +135,13 @@ def create_application(
     """
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     database = Database(settings.database_path, settings.sqlite_synchronous)
-    monitor = replication.Monitor(settings)
+    monitor = assembly.Monitor(settings)
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         with open_streams.stopped_by_signals():
             try:
-                async with monitor.watching(), features.running(app):
+                async with monitor.watching(), assembly.running(app):
                     if lifespan is None:
                         yield
                     else:
@@ -163,7 +163,7 @@ def create_application(
     checks |= {**monitor.health_checks, **(health_checks or {})}
     health.add_routes(app, settings, database.file, checks)
     add_error_handlers(app)
-    features.install(app, settings)
+    assembly.install(app, settings)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,

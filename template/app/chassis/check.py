@@ -13,7 +13,7 @@ from typing import Final
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from app.chassis import assembly, features, replication
+from app.chassis import assembly
 from app.chassis.checks import database, deployment, routes, service, storage
 from app.chassis.checks.finding import Finding, skipped
 from app.chassis.errors import ConfigurationError, StartupError
@@ -48,8 +48,8 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
             findings.append(
                 skipped("volume", "only known where it is mounted: run `check` there as well")
             )
-        findings += replication.check(settings)
-        findings += features.check(settings)
+        findings += assembly.check_backup(settings)
+        findings += assembly.check_features(settings)
         findings += deployment.check()
         findings.append(routes.check(settings))
     return findings

@@ -13,7 +13,7 @@ from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
-    from app.chassis.replication import ChassisSettings
+    from app.chassis.assembly import ChassisSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,8 +182,8 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     import tempfile
 
+    from app.chassis import assembly, logs, storage
     from app.chassis import backup as backups
-    from app.chassis import logs, replication, storage
 
     settings = load_settings()
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
@@ -196,7 +196,7 @@ def restore(options: argparse.Namespace) -> int:
             if copy is None:
                 copy = Path(directory, "copy.db")
                 name = "the newest copy" if options.at is None else f"the copy of {options.at}"
-                if not replication.fetch(settings, copy, options.at):
+                if not assembly.fetch(settings, copy, options.at):
                     raise StartupError(f"Restore: there is no copy{limit(options.at)}.")
             kept = backups.restore(copy, database, dry_run=options.dry_run, name=name)
     if options.dry_run:

@@ -41,6 +41,6 @@ def pre_fork(_: object, __: object) -> None:
 def on_exit(_: object) -> None:
     """Flush the last changes when the workers have ended and nothing is written any more."""
     # The import comes only now, because it brings the settings' libraries with it
-    from app.chassis import replication
+    from app.chassis import assembly
 
-    replication.flush()
+    assembly.flush()

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from app.chassis import features, integrity, storage
+from app.chassis import answers, integrity, storage
 from app.chassis.errors import StartupError
-from app.chassis.schema import Schema
-from app.chassis.settings import PROJECT_ROOT, ChassisSettings
+from app.chassis.settings import PROJECT_ROOT, CoreSettings
 from app.chassis.sqlite import MAGIC, open_database, sqlite3
 
 if TYPE_CHECKING:
@@ -35,7 +34,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HERE: Final = Path(__file__).parent
+
 VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
+
+
+class Schema(NamedTuple):
+    """Line of revisions in a directory, and the table in which the database notes the last one.
+
+    `tables` are the tables that a feature owns. The service's own line lists none, and owns the
+    rest.
+    """
+
+    name: str
+    versions: Path
+    version_table: str
+    tables: tuple[str, ...] = ()
+
+
+FEATURES: Final = tuple(
+    Schema(name, HERE / name / "migrations/versions", f"alembic_version_{name}", tables)
+    for name, tables in answers.TABLES.items()
+)
 
 ACCEPT_TABLES: Final = (
     "make a first revision that accepts them: "
@@ -72,7 +92,7 @@ RENAME: Final = (
 
 def schemas() -> list[Schema]:
     """Return all lines of revisions. The service's is last, because it may refer to a feature's."""
-    return [*features.SCHEMAS, Schema("service", VERSIONS, "alembic_version")]
+    return [*FEATURES, Schema("service", VERSIONS, "alembic_version")]
 
 
 def known_revisions() -> dict[str, tuple[str, ...]]:
@@ -166,9 +186,7 @@ def accepts_tables(schema: Schema) -> bool:
 
 
 def names_of_features() -> set[str]:
-    return {
-        name for feature in features.SCHEMAS for name in (*feature.tables, feature.version_table)
-    }
+    return {name for feature in FEATURES for name in (*feature.tables, feature.version_table)}
 
 
 def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[str]) -> bool:
@@ -340,7 +358,7 @@ def directory(schema: Schema) -> str:
     return os.path.relpath(schema.versions, PROJECT_ROOT)
 
 
-def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> None:
+def run_environment(metadata: "MetaData", settings: type[CoreSettings]) -> None:
     """Run the revisions that Alembic asks for in one transaction, for each env.py.
 
     Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it. Rows
@@ -359,7 +377,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
     from app.chassis.database import DatabaseFile, migration_engine
 
     existing = "existing" in context.get_x_argument()
-    for feature in features.SCHEMAS:
+    for feature in FEATURES:
         # The service's tables may refer to the feature's, so the metadata has to know them
         import_module(f"app.chassis.{feature.name}.models")
     database = context.config.attributes.get("database") or prepared(settings)
@@ -420,7 +438,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
         file.close()
 
 
-def prepared(settings: type[ChassisSettings]) -> Path:
+def prepared(settings: type[CoreSettings]) -> Path:
     """Prepare and return the database for a command of Alembic, which runs without a start.
 
     Raises:

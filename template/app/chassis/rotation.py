@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from app.chassis import backup
 from app.chassis.checks.finding import Finding, ok, skipped, warning
 from app.chassis.errors import StartupError
-from app.chassis.features import ChassisSettings
+from app.chassis.settings import CoreSettings
 from app.chassis.verdict import Degraded, Details, HealthCheck, Monitor
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ LATE: Final = timedelta(hours=26)
 """Age of the newest copy at which somebody should look."""
 
 
-class RotationSettings(ChassisSettings):
+class RotationSettings(CoreSettings):
     """Settings for the time of the service's copies, and for how many of them stay."""
 
     backup_time: str = Field(

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import assembly, backup, deadlines, logs, migrate, output, replication, storage
+from app.chassis import assembly, backup, deadlines, logs, migrate, output, storage
+from app.chassis.assembly import ChassisSettings
 from app.chassis.errors import StartupError
-from app.chassis.replication import ChassisSettings
 from app.chassis.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def start(settings: ChassisSettings) -> NoReturn:
         StartupError: A step before the server failed.
     """
     prepare(settings, settings.bind)
-    execute(replication.supervise(settings, production_command(settings)), settings)
+    execute(assembly.supervise(settings, production_command(settings)), settings)
 
 
 def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
@@ -65,7 +65,7 @@ def prepare(settings: ChassisSettings, bind: str) -> None:
     storage.acquire_lock(settings.database_path, settings.lock_timeout)
     require_free(bind)
     backup.tidy(settings.database_path)
-    replication.restore(settings)
+    assembly.restore(settings)
     migrate.upgrade(settings.database_path)
 
 
@@ -84,7 +84,7 @@ def execute(command: list[str], settings: ChassisSettings) -> NoReturn:
         "PYTHONUNBUFFERED": "1",
     }
     output.flush()
-    os.execve(command[0], command, replication.environment(settings, environment))
+    os.execve(command[0], command, assembly.environment(settings, environment))
 
 
 def production_command(settings: ChassisSettings) -> list[str]:

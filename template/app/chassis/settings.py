@@ -78,7 +78,7 @@ One of them is the mark of a text's direction, which is copied with the text.
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 
 
-class ChassisSettings(BaseSettings):
+class CoreSettings(BaseSettings):
     """Settings that every service made from the template has.
 
     The platform sets the fields named `railway_...`. The others are listed in .env.example and in
@@ -460,6 +460,10 @@ class ChassisSettings(BaseSettings):
         if self.on_railway and self.volume is None:
             found.append("DATABASE_URL: no volume is attached; the next deploy loses the data")
         return found
+
+
+ChassisSettings = CoreSettings
+"""Name that services made before 0.5.0 import from here."""
 
 
 def is_production(info: ValidationInfo) -> bool:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from app.chassis import backup, migrate, replication, storage
+from app.chassis import assembly, backup, migrate, storage
+from app.chassis.assembly import ChassisSettings
 from app.chassis.database import DatabaseFile
 from app.chassis.health import CheckResult, DatabaseHealth, failed, passed, worst
-from app.chassis.replication import ChassisSettings
 from app.chassis.sqlite import open_database, sqlite3
 from app.chassis.verdict import HealthCheck, Status, Verdict
 
@@ -39,7 +39,7 @@ def report(settings: ChassisSettings) -> Report:
     """Return everything that /health knows, with the sizes and ages behind it. Change nothing."""
     database = settings.database_path
     built_in = DatabaseHealth(settings, DatabaseFile(database))
-    monitor = replication.Monitor(settings)
+    monitor = assembly.Monitor(settings)
     checks: dict[str, HealthCheck] = {
         "database": built_in.database,
         "disk": built_in.disk,

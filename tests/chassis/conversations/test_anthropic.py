@@ -10,12 +10,12 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from app.chassis import answers, check, proxies
+from app.chassis.assembly import make_provider
 from app.chassis.checks.finding import Finding
 from app.chassis.conversations import anthropic
 from app.chassis.conversations.anthropic import AnthropicProvider
 from app.chassis.conversations.echo import EchoProvider
 from app.chassis.conversations.owner import owner
-from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.turns import ProviderError, Turn
 from app.chassis.errors import ConfigurationError
 from app.main import create_app
@@ -265,7 +265,7 @@ def test_production_refuses_what_is_no_key(key: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_key_that_strangers_can_spend_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.chassis.replication.check", lambda _: [])
+    monkeypatch.setattr("app.chassis.assembly.check_backup", lambda _: [])
 
     def finding(**changes: str) -> Finding:
         found = {one.id: one for one in check.run({**RAILWAY, **REQUIRED, **changes})}

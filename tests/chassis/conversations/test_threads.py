@@ -8,7 +8,7 @@ from alembic.migration import MigrationContext
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.chassis import features, migrate
+from app.chassis import migrate
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import owner
 from app.chassis.conversations.routes import MAX_TEXT
@@ -184,7 +184,7 @@ def test_another_persons_thread_is_as_unknown(client: TestClient, app: FastAPI) 
 
 def test_the_revisions_make_the_tables_that_the_code_knows(settings: Settings) -> None:
     migrate.upgrade(settings.database_path)
-    (schema,) = (schema for schema in features.SCHEMAS if schema.name == "conversations")
+    (schema,) = (schema for schema in migrate.FEATURES if schema.name == "conversations")
     assert {Thread.__tablename__, Message.__tablename__} == set(schema.tables)
     database = Database(settings.database_path)
     options = {"include_object": migrate.belongs_to(schema)}

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from app.chassis.assembly import providers
 from app.chassis.oauth.models import User
-from app.chassis.oauth.providers import providers
 from app.chassis.oauth.session import cookie_name
 from app.main import create_app
 from app.settings import Settings

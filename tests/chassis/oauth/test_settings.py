@@ -131,7 +131,7 @@ def test_a_laptop_needs_no_client_and_takes_no_half_one(
 
 
 def test_the_check_shows_what_the_providers_have_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.chassis.replication.check", lambda _: [])
+    monkeypatch.setattr("app.chassis.assembly.check_backup", lambda _: [])
     variables = RAILWAY | REQUIRED
 
     found = {finding.id: finding for finding in check.run(variables)}

@@ -5,14 +5,14 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import exc
 
-from app.chassis import features, migrate
+from app.chassis import migrate
 from app.chassis.database import Database
 from app.chassis.errors import StartupError
 from app.chassis.oauth.models import User
 from app.chassis.sqlite import open_database
 from app.settings import Settings
 
-(SCHEMA,) = (schema for schema in features.SCHEMAS if schema.name == "oauth")
+(SCHEMA,) = (schema for schema in migrate.FEATURES if schema.name == "oauth")
 
 
 def config(settings: Settings) -> Config:

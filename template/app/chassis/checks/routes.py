@@ -14,10 +14,10 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security.base import SecurityBase
 from starlette.routing import BaseRoute
 
-from app.chassis import answers, assembly, features
+from app.chassis import answers, assembly
+from app.chassis.assembly import ChassisSettings
 from app.chassis.checks.finding import Finding, ok, skipped, warning
 from app.chassis.database import get_writer
-from app.chassis.replication import ChassisSettings
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -84,7 +84,7 @@ def is_guard(dependency: Dependant) -> bool:
     the request or takes a header or a cookie.
     """
     call: Any = dependency.call
-    if isinstance(call, SecurityBase) or call in [one.dependency for one in features.signed_in()]:
+    if isinstance(call, SecurityBase) or call in [one.dependency for one in assembly.signed_in()]:
         return True
     sees = dependency.request_param_name or dependency.http_connection_param_name
     own = not str(getattr(call, "__module__", "")).startswith("app.chassis.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from app.chassis import answers, features
+from app.chassis import answers
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.settings import EDGE_NETWORK, ChassisSettings
 
@@ -181,7 +181,7 @@ def memory(settings: ChassisSettings) -> Finding:
 
 def needed_bytes(workers: int) -> int:
     """Return about how many bytes of memory everything in the container takes."""
-    worker = WORKER_BYTES + features.WORKER_BYTES
+    worker = WORKER_BYTES + answers.WORKER_BYTES
     return BASE_BYTES + workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
 
 

@@ -9,14 +9,14 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers, proxies
 from app.chassis.checks.finding import Finding, failed, ok
-from app.chassis.settings import ChassisSettings, is_production
+from app.chassis.settings import CoreSettings, is_production
 
 SPENDERS: Final = "ANTHROPIC_FOR_EVERYONE"
 
 KEY_FORM: Final = re.compile(r"[\x21-\x7e]*")
 
 
-class AnthropicSettings(ChassisSettings):
+class AnthropicSettings(CoreSettings):
     """Settings of the key, the model, and the cost of an answer."""
 
     anthropic_api_key: SecretStr = Field(

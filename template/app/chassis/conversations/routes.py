@@ -14,11 +14,10 @@ from sqlalchemy.orm import Session
 from app.chassis import openapi
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import Owner
-from app.chassis.conversations.provider import make_provider
 from app.chassis.conversations.replies import LEASE, Position, Replies, is_written
-from app.chassis.conversations.turns import VISIBLE, Turn, is_blank
+from app.chassis.conversations.settings import ConversationSettings
+from app.chassis.conversations.turns import VISIBLE, Provider, Turn, is_blank
 from app.chassis.database import Database, Reader, Writer, get_database
-from app.chassis.features import ChassisSettings
 from app.chassis.routing import DatabaseRoute
 from app.chassis.streaming import EventStream, LastEventId
 from app.chassis.times import UtcTime, now
@@ -100,9 +99,9 @@ Limit = Annotated[int, Query(ge=1, le=PAGE)]
 Before = Annotated[Id | None, Query(description="The last id of the page before.")]
 
 
-def install(app: FastAPI, settings: ChassisSettings) -> None:
+def install(app: FastAPI, settings: ConversationSettings, provider: Provider) -> None:
     """Add the routes, and the object that writes the answers."""
-    app.state.replies = Replies(app.state.database, make_provider(settings), settings)
+    app.state.replies = Replies(app.state.database, provider, settings)
     app.include_router(router)
 
 

@@ -3,10 +3,10 @@
 
 from pydantic import Field
 
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 
-class ConversationSettings(ChassisSettings):
+class ConversationSettings(CoreSettings):
     """Maximum numbers. The service can tell people apart only if they sign in."""
 
     # Each worker process has this limit for itself

@@ -11,8 +11,7 @@ from typing import Final
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers
-from app.chassis.features import ChassisSettings
-from app.chassis.settings import is_origin, is_production
+from app.chassis.settings import CoreSettings, is_origin, is_production
 
 # Other characters in litestream.yml could be taken for YAML's syntax
 PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
@@ -21,7 +20,7 @@ MAX_SOCKET_PATH: Final = 100
 """Maximum bytes of the socket's path. Linux takes 107, macOS 103 (unix(7), unix(4))."""
 
 
-class LitestreamSettings(ChassisSettings):
+class LitestreamSettings(CoreSettings):
     """Settings of the S3-compatible bucket that keeps the copy, by default one of Railway's."""
 
     litestream_bucket: str = Field(

@@ -4,19 +4,16 @@
 They tell what the providers have to know, and who may sign in.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 from app.chassis.checks.finding import Finding, ok, skipped, warning
-from app.chassis.oauth.providers import providers
-
-if TYPE_CHECKING:
-    from app.chassis.features import ChassisSettings
+from app.chassis.oauth.provider import Provider
+from app.chassis.oauth.settings import OAuthSettings
 
 
-def check(settings: "ChassisSettings") -> Iterator[Finding]:
+def check(settings: OAuthSettings, providers: Iterable[Provider]) -> Iterator[Finding]:
     """Yield the findings about the providers and the people who may sign in."""
-    for provider in providers(settings):
+    for provider in providers:
         name = f"sign-in.{provider.name}"
         if provider.offered:
             uri = provider.redirect_uri(settings.backend_url)
@@ -26,7 +23,7 @@ def check(settings: "ChassisSettings") -> Iterator[Finding]:
     yield admitted(settings)
 
 
-def admitted(settings: "ChassisSettings") -> Finding:
+def admitted(settings: OAuthSettings) -> Finding:
     """Report who may sign in."""
     name = "sign-in.admitted"
     verdict = ", ".join(settings.allowed_emails) or "everyone who has an account there"

@@ -5,12 +5,12 @@ from pydantic import Field, SecretStr, field_validator
 
 from app.chassis.oauth import provider, settings
 from app.chassis.oauth.provider import Claims, Identity, Provider
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 CONSUMER_DOMAINS = ("@gmail.com", "@googlemail.com")
 
 
-class GoogleSettings(ChassisSettings):
+class GoogleSettings(CoreSettings):
     """The service's OAuth client at Google."""
 
     google_client_id: str = Field(

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from app.chassis.oauth import provider, settings
 from app.chassis.oauth.provider import Claims, Identity, Provider
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 TENANT_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -22,7 +22,7 @@ DOMAIN_VERIFIED: Final = (True, "true", "1")
 """Values of the claim xms_edov with which an address's domain is the tenant's own."""
 
 
-class MicrosoftSettings(ChassisSettings):
+class MicrosoftSettings(CoreSettings):
     """The service's app registration at Microsoft."""
 
     microsoft_client_id: str = Field(

@@ -3,7 +3,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Final
@@ -23,12 +23,10 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from app.chassis import openapi
 from app.chassis.database import Database
-from app.chassis.features import ChassisSettings
 from app.chassis.oauth.client import TIMEOUT, Client
 from app.chassis.oauth.models import User
 from app.chassis.oauth.origin import OriginCheck
 from app.chassis.oauth.provider import Identity, Provider, UntrustworthyError
-from app.chassis.oauth.providers import providers
 from app.chassis.oauth.session import (
     KEY,
     SESSION,
@@ -69,12 +67,12 @@ class Me(BaseModel):
     name: str | None
 
 
-def install(app: FastAPI, settings: ChassisSettings) -> None:
+def install(app: FastAPI, settings: OAuthSettings, providers: Iterable[Provider]) -> None:
     """Add the routes below /auth, the session, and the protection of it."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     SESSION.model.name = cookie_name(settings)
-    clients = {provider.name: Client(provider) for provider in providers(settings)}
+    clients = {provider.name: Client(provider) for provider in providers}
     app.include_router(make_router(settings, clients))
     # The middleware that is added last is the first to see a request
     app.add_middleware(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import proxies
-from app.chassis.settings import ChassisSettings, StringList, is_origin, is_production
+from app.chassis.settings import CoreSettings, StringList, is_origin, is_production
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
 # Providers give out only these characters before the @, so no wildcard and no "mailto:" fits
@@ -17,7 +17,7 @@ ENTRY_FORM: Final = re.compile(r"([a-z0-9!#$%&'+/=?^_`{|}~.-]+@|@)?" + DOMAIN)
 Credential = TypeVar("Credential", str, SecretStr)
 
 
-class OAuthSettings(ChassisSettings):
+class OAuthSettings(CoreSettings):
     """Settings of who may sign in, and of how long that lasts."""
 
     allowed_emails: StringList = Field(

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 
-class PageSettings(ChassisSettings):
+class PageSettings(CoreSettings):
     """Settings of the page, a demonstration that is on by default only in development."""
 
     page_enabled: bool = Field(

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import SecretStr
 
 from app.chassis.errors import ConfigurationError
-from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT
+from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT, CoreSettings
 from app.settings import Settings
 
 from .production import RAILWAY, REQUIRED
@@ -41,6 +41,40 @@ def test_a_laptop_needs_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.allowed_hosts == ("*",)
     assert settings.docs_enabled
     assert settings.log_format == "text"
+
+
+def test_the_declared_defaults_are_the_effective_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+
+    # The one address that depends on another setting
+    declared = {
+        name: field.default
+        for name, field in CoreSettings.model_fields.items()
+        if name != "backend_url"
+    }
+    assert {name: getattr(settings, name) for name in declared} == declared
+
+
+def test_a_default_that_a_service_declares_anew_holds_in_production_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Settings):
+        docs_enabled: bool = True
+        log_format: Literal["json", "text"] = "text"
+
+    for name, value in on_railway().items():
+        monkeypatch.setenv(name, value)
+
+    settings = Own.load()
+
+    assert (settings.docs_enabled, settings.log_format) == (True, "text")
+
+
+def test_development_may_begin_with_a_capital(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, ENVIRONMENT="Development")
+
+    assert dumped(settings) == dumped(load(monkeypatch, ENVIRONMENT="development"))
+    assert settings.docs_enabled
 
 
 def test_railway_fills_in_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,12 +433,19 @@ def documented(text: str, pattern: str) -> list[str]:
 
 def test_the_documents_list_every_variable() -> None:
     expected = [name.upper() for name in Settings.model_fields if not name.startswith("railway_")]
-    example = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8")
     readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 
-    assert sorted(documented(example, r"^([A-Z_]+)=")) == sorted(expected)
     assert sorted(documented(readme, r"^\| `([A-Z_]+)` \|")) == sorted(expected)
-    assert documented(example, r"^# .+\n([A-Z_]+)=") == documented(example, r"^([A-Z_]+)=")
+
+
+def test_the_example_file_has_settings_only() -> None:
+    """It has those that people set. The command `settings` lists all."""
+    example = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8")
+
+    named = documented(example, r"^([A-Z_]+)=")
+    assert {"ENVIRONMENT", "SECRET_KEY", "WORKERS"} <= set(named)
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+    assert len(set(named)) == len(named)
 
 
 def test_the_example_file_works_as_it_is() -> None:

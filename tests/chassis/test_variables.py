@@ -1,12 +1,14 @@
 """The list of variables that `python -m app settings` prints."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import AliasChoices, Field, SecretStr
 
 from app.chassis import variables
 from app.chassis.cli import main
+from app.chassis.settings import InProduction
 from app.settings import Settings
 
 OWN = "app-secret-value"
@@ -22,6 +24,7 @@ class Own(Settings):
     other: int = Field(default=3, validation_alias="elsewhere")
     several: list[str] = Field(default=["a", "b"], validation_alias=AliasChoices("first", "last"))
     made: list[str] = Field(default_factory=list)
+    colour: Annotated[bool, InProduction(False)] = Field(default=True, description="Coloured lines")
 
 
 def test_every_setting_has_a_description() -> None:
@@ -43,6 +46,7 @@ def test_a_service_s_own_are_listed_and_no_secret_is_shown(
     assert pairs["GREETING=Hello"] == "    Opens every answer"
     assert pairs["API_KEY=(secret)"] == "    Key of the partner's API"
     assert pairs["PARTNER=(required)"] == "    The partner's address: a name and a port"
+    assert pairs["COLOUR=true"] == "    Coloured lines; in production false"
     assert {"TOKENS=(secret)", "ELSEWHERE=3", "FIRST=a,b", "MADE=(computed)"} <= pairs.keys()
     assert not any(OWN in line for line in listed)
 

@@ -10,9 +10,9 @@ import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import (
     Field,
@@ -78,11 +78,16 @@ One of them is the mark of a text's direction, which is copied with the text.
 StringList: TypeAlias = Annotated[tuple[str, ...], NoDecode]
 
 
+class InProduction(NamedTuple):
+    """Default of a field in production. The default that the field declares is for development."""
+
+    default: Any
+
+
 class CoreSettings(BaseSettings):
     """Settings that every service made from the template has.
 
-    The platform sets the fields named `railway_...`. The others are listed in .env.example and in
-    README.md.
+    The platform sets the fields named `railway_...`. `python -m app settings` lists all fields.
     """
 
     model_config = SettingsConfigDict(
@@ -95,26 +100,16 @@ class CoreSettings(BaseSettings):
         validate_default=True,
     )
 
-    railway_environment_id: str = Field(
-        default="", description="Railway's id of the environment; set by Railway, and only there"
-    )
-    railway_environment_name: str = Field(
-        default="", description="Railway's name of the environment; set by Railway"
-    )
-    railway_private_domain: str = Field(
-        default="", description="Name inside of Railway's network; set by Railway"
-    )
-    railway_public_domain: str = Field(
-        default="", description="Railway's domain of the service; set by Railway"
-    )
-    railway_git_commit_sha: str = Field(default="", description="Deployed commit; set by Railway")
-    railway_volume_mount_path: str = Field(
-        default="", description="Where the volume is mounted; set by Railway"
-    )
+    railway_environment_id: str = Field(default="", description="Railway's id of the environment")
+    railway_environment_name: str = Field(default="", description="Its name at Railway")
+    railway_private_domain: str = Field(default="", description="Name inside of Railway's network")
+    railway_public_domain: str = Field(default="", description="Railway's domain of the service")
+    railway_git_commit_sha: str = Field(default="", description="Commit that Railway has deployed")
+    railway_volume_mount_path: str = Field(default="", description="Railway's path of the volume")
 
     environment: Literal["development", "production"] = Field(
         default="development",
-        description="development or production; on Railway production unless set",
+        description="development or production; by default production on Railway",
     )
     secret_key: SecretStr = Field(
         default=SecretStr(DEVELOPMENT_SECRET),
@@ -125,33 +120,37 @@ class CoreSettings(BaseSettings):
     )
     database_url: str = Field(
         default="sqlite:///data/app.db",
-        description="The SQLite file; app.db on the volume where there is one",
+        description="The SQLite file; by default app.db on the volume where there is one",
     )
     port: int = Field(
         default=8000, ge=1, le=65535, description="Port to listen on; the platform sets it"
     )
     backend_url: str = Field(
-        default="", description="The service's public address; by default Railway's domain"
+        default="",
+        description="The service's public address; by default Railway's domain, or localhost",
     )
-    cors_origins: StringList = Field(
-        default=(),
-        description="Web pages that may call the API, separated by commas",
+    cors_origins: Annotated[StringList, InProduction(())] = Field(
+        default=("http://localhost:3000", "http://localhost:5173"),
+        description="Web pages that may call the API, separated by commas; in production by "
+        "default none",
     )
-    allowed_hosts: StringList = Field(
-        default=(),
-        description="Host names that are answered, separated by commas; in development all",
+    allowed_hosts: Annotated[StringList, InProduction(())] = Field(
+        default=("*",),
+        description="Host names that are answered, separated by commas, *.example.com for all "
+        "below; in production by default BACKEND_URL's and Railway's",
     )
     trusted_proxies: StringList = Field(
         default=(),
-        description="Proxies whose X-Real-IP and X-Forwarded-Proto are believed",
+        description="Proxies whose X-Real-IP and X-Forwarded-Proto are believed, addresses or "
+        "networks; by default Railway's on Railway",
     )
-    docs_enabled: bool = Field(
-        default=False,
-        description="Pages at /docs, /redoc and /openapi.json; by default not in production",
+    docs_enabled: Annotated[bool, InProduction(False)] = Field(
+        default=True, description="Pages at /docs, /redoc and /openapi.json"
     )
     content_security_policy: str = Field(
         default="",
-        description="What the service's pages may load, as default-src 'self'; by default nothing",
+        description="What the service's pages may load, as default-src 'self'; by default nothing, "
+        "and anything where the documentation is on",
     )
     max_body_bytes: int = Field(
         default=1_048_576, ge=1, description="Largest request body in bytes"
@@ -159,14 +158,15 @@ class CoreSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR"
     )
-    log_format: Literal["json", "text"] = Field(
-        default="json", description="json or text; by default json in production"
+    log_format: Annotated[Literal["json", "text"], InProduction("json")] = Field(
+        default="text", description="json or text"
     )
     log_lines_per_second: int = Field(
         default=400,
         ge=0,
         le=100_000,
-        description="Lines a second that all workers write; further requests are counted",
+        description="Lines a second that all workers write, beside 100 warnings; further requests "
+        "are counted",
     )
     workers: int = Field(
         default=answers.WORKERS, ge=1, le=16, description="Worker processes, 1 to 16"
@@ -178,12 +178,14 @@ class CoreSettings(BaseSettings):
         description="User id to become when started as root; the Dockerfile sets it",
     )
     app_version: str = Field(
-        default="", description="What /health shows as version; by default the deployed commit"
+        default="unreleased",
+        description="What /health shows as version; by default the deployed commit on Railway",
     )
-    lock_timeout: float = Field(
-        default=120,
+    lock_timeout: Annotated[float, InProduction(120)] = Field(
+        default=3,
         ge=0,
-        description="Seconds to wait at start for the service that uses the database",
+        description="Seconds to wait at start for the service that uses the database; by default "
+        "120 with a volume",
     )
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         default="FULL",
@@ -225,29 +227,22 @@ class CoreSettings(BaseSettings):
     def derive_defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in what the platform knows. A variable that was set always wins."""
         values = dict(given)
-        on_railway = bool(values.get("railway_environment_id"))
-        production = (
-            values.setdefault("environment", "production" if on_railway else "development")
-            != "development"
-        )
-        values.setdefault("docs_enabled", not production)
-        if not production and not values.get("volume_path"):
-            # On a person's machine no earlier deploy is about to end
-            values.setdefault("lock_timeout", 3)
-        values.setdefault("log_format", "json" if production else "text")
-        if on_railway:
-            volume = values.get("railway_volume_mount_path")
-        else:
-            volume = values.get("volume_path")
-        if volume:
+        if on_railway := bool(values.get("railway_environment_id")):
+            values.setdefault("environment", "production")
+            values.setdefault("trusted_proxies", EDGE_NETWORK)
+        if str(values.get("environment", "development")).lower() != "development":
+            for name, field in cls.model_fields.items():
+                for one in field.metadata:
+                    if isinstance(one, InProduction):
+                        values.setdefault(name, one.default)
+        if volume := values.get("railway_volume_mount_path" if on_railway else "volume_path"):
             values.setdefault("database_url", f"sqlite:///{volume}/app.db")
+            # An earlier deploy may be about to end, as on no person's machine
+            values.setdefault("lock_timeout", 120)
         if domain := values.get("railway_public_domain"):
             values.setdefault("backend_url", f"https://{domain}")
-        if not production:
-            values.setdefault("cors_origins", "http://localhost:3000,http://localhost:5173")
-        if on_railway:
-            values.setdefault("trusted_proxies", EDGE_NETWORK)
-        values.setdefault("app_version", values.get("railway_git_commit_sha") or "unreleased")
+        if commit := values.get("railway_git_commit_sha"):
+            values.setdefault("app_version", commit)
         return values
 
     @field_validator("log_level", "log_format", "sqlite_synchronous", "environment", mode="before")
@@ -337,50 +332,47 @@ class CoreSettings(BaseSettings):
     @field_validator("backend_url")
     @classmethod
     def backend_url_is_an_origin(cls, value: str, info: ValidationInfo) -> str:
-        if not value and not is_production(info):
-            return f"http://localhost:{info.data.get('port', 8000)}"
-        if value and not is_origin(value):
+        if not value:
+            port = info.data.get("port", 8000)
+            return "" if is_production(info) else f"http://localhost:{port}"
+        if (origin := as_origin(value)) is None:
             raise ValueError(
                 "must be scheme and host, such as https://api.example.com, in ASCII as a browser "
                 "sends it"
             )
-        return as_origin(value) or ""
+        return origin
 
     @field_validator("cors_origins")
     @classmethod
     def origins_are_listed(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if "*" in value and is_production(info):
             raise ValueError("must list the origins in production instead of *")
-        origins = [origin if origin == "*" else as_origin(origin) for origin in value]
-        if None in origins:
-            raise ValueError(
-                f"no browser sends what entry {origins.index(None) + 1} says; write each as "
-                "https://app.example.com: no path, no wildcard, and in ASCII (xn--...)"
-            )
-        return tuple(dict.fromkeys(origin for origin in origins if origin))
+        return as_sent(
+            value,
+            as_origin,
+            "no browser sends what entry {} says; write each as "
+            "https://app.example.com: no path, no wildcard, and in ASCII (xn--...)",
+        )
 
     @field_validator("allowed_hosts")
     @classmethod
     def hosts_are_names(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        hosts = [host if host == "*" else as_host_pattern(host) for host in value]
-        if None in hosts:
-            raise ValueError(
-                f"no browser asks for what entry {hosts.index(None) + 1} says; write each as "
-                "api.example.com or *.example.com: no scheme, no port, and in ASCII (xn--...)"
-            )
-        value = tuple(host for host in hosts if host)
+        hosts = as_sent(
+            value,
+            as_host_pattern,
+            "no browser asks for what entry {} says; write each as "
+            "api.example.com or *.example.com: no scheme, no port, and in ASCII (xn--...)",
+        )
         known = info.data
-        if not value:
-            if not is_production(info):
-                return ("*",)
+        on_railway = bool(known.get("railway_environment_id"))
+        if not hosts:
             backend = ORIGIN_FORM.fullmatch(known.get("backend_url", ""))
-            value = (*LOOPBACK_HOSTS, *([backend[2]] if backend else []))
-            if known.get("railway_environment_id"):
-                private = known.get("railway_private_domain")
-                value = (*value, "*.up.railway.app", *([private] if private else []))
-        if known.get("railway_environment_id"):
-            value = (*value, HEALTHCHECK_HOST)
-        return tuple(dict.fromkeys(host.lower() for host in value))
+            hosts = (*LOOPBACK_HOSTS, backend[2] if backend else "")
+            if on_railway:
+                hosts = (*hosts, "*.up.railway.app", known.get("railway_private_domain", ""))
+        if on_railway:
+            hosts = (*hosts, HEALTHCHECK_HOST)
+        return tuple(dict.fromkeys(host.lower() for host in hosts if host))
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -493,9 +485,20 @@ def as_origin(value: str) -> str | None:
     return f"{scheme}://{host}" + (f":{port}" if port != DEFAULT_PORTS[scheme] else "")
 
 
-def is_origin(value: str) -> bool:
-    """Return whether the value is a scheme, a host and perhaps a port, and nothing more."""
-    return as_origin(value) is not None
+def as_sent(
+    values: tuple[str, ...], form: Callable[[str], str | None], problem: str
+) -> tuple[str, ...]:
+    """Return each entry once and as a browser sends it.
+
+    Raises:
+        ValueError: No browser could send an entry, whose number the message has.
+    """
+    found = {}
+    for number, value in enumerate(values, 1):
+        if (sent := value if value == "*" else form(value)) is None:
+            raise ValueError(problem.format(number))
+        found[sent] = None
+    return tuple(found)
 
 
 def as_host(value: str) -> str | None:

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Secret, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from app.chassis.settings import PROJECT_ROOT
+from app.chassis.settings import PROJECT_ROOT, InProduction
 
 
 def variable(settings: type[BaseSettings], name: str) -> str:
@@ -45,14 +45,14 @@ def default(field: FieldInfo) -> str:
         return "(required)"
     if is_secret(field.annotation):
         return "(secret)"
-    if field.default_factory is not None:
-        return "(computed)"
-    value = field.default
-    if isinstance(value, bool):
-        return str(value).lower()
+    return "(computed)" if field.default_factory is not None else written(field.default)
+
+
+def written(value: Any) -> str:
+    """Return a value as a variable has it."""
     if isinstance(value, tuple | list | set | frozenset):
         return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def lines(settings: type[BaseSettings]) -> Iterator[str]:
@@ -63,4 +63,6 @@ def lines(settings: type[BaseSettings]) -> Iterator[str]:
     for name, field in settings.model_fields.items():
         shown = variable(settings, name)
         yield f"{shown}={default(field)}"
-        yield f"    {description(shown, field)}"
+        there = [one.default for one in field.metadata if isinstance(one, InProduction)]
+        more = "".join(f"; in production {written(value)}" for value in there if value != ())
+        yield f"    {description(shown, field)}{more}"

@@ -32,7 +32,8 @@ class AnthropicSettings(CoreSettings):
         description="Where the API is; another address for a gateway",
     )
     anthropic_for_everyone: bool = Field(
-        default=False, description="true if strangers may spend the key's money"
+        default=False,
+        description="true if strangers may spend the key's money, which `check` else refuses",
     )
 
     @field_validator("anthropic_api_key")

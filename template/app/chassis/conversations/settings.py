@@ -11,11 +11,11 @@ class ConversationSettings(CoreSettings):
 
     # Each worker process has this limit for itself
     max_answers: int = Field(
-        default=1000, ge=1, description="Answers that each worker writes at once"
+        default=1000, ge=1, description="Answers that each worker writes at once; one more is 503"
     )
     max_answers_per_person: int = Field(
-        default=10, ge=1, description="Answers at once of somebody who has signed in"
+        default=10, ge=1, description="Those of somebody who has signed in; one more is 429"
     )
     max_threads_per_person: int = Field(
-        default=1000, ge=1, description="Threads of somebody who has signed in"
+        default=1000, ge=1, description="Threads of somebody who has signed in; one more is 409"
     )

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers
-from app.chassis.settings import CoreSettings, is_origin, is_production
+from app.chassis.settings import CoreSettings, as_origin, is_production
 
 # Other characters in litestream.yml could be taken for YAML's syntax
 PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
@@ -67,7 +67,7 @@ class LitestreamSettings(CoreSettings):
     @classmethod
     def endpoint_is_an_origin(cls, value: str) -> str:
         value = value.rstrip("/")
-        if not is_origin(value):
+        if not as_origin(value):
             raise ValueError("must be scheme and host, such as https://storage.railway.app")
         return value
 

@@ -20,7 +20,8 @@ class GoogleSettings(CoreSettings):
         default=SecretStr(""), description="The OAuth client's secret; required in production"
     )
     google_issuer: str = Field(
-        default="https://accounts.google.com", description="Who signs people in with Google"
+        default="https://accounts.google.com",
+        description="Who signs people in with Google; another address for a provider of your own",
     )
 
     google_client_is_given = field_validator("google_client_id", "google_client_secret")(

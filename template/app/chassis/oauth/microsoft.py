@@ -33,7 +33,8 @@ class MicrosoftSettings(CoreSettings):
     )
     microsoft_issuer: str = Field(
         default="https://login.microsoftonline.com/common/v2.0",
-        description="Who signs people in with Microsoft, or a tenant's own address",
+        description="Who signs people in with Microsoft; a tenant's id in place of common for its "
+        "accounts only",
     )
 
     microsoft_client_is_given = field_validator("microsoft_client_id", "microsoft_client_secret")(

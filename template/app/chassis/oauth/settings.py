@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import proxies
-from app.chassis.settings import CoreSettings, StringList, is_origin, is_production
+from app.chassis.settings import CoreSettings, StringList, as_origin, is_production
 
 DOMAIN: Final = r"([a-z0-9_-]+\.)+[a-z0-9-]{2,}"
 # Providers give out only these characters before the @, so no wildcard and no "mailto:" fits
@@ -22,7 +22,7 @@ class OAuthSettings(CoreSettings):
 
     allowed_emails: StringList = Field(
         default=(),
-        description="Who may sign in, addresses or domains; everyone unless set",
+        description="Addresses and domains that may sign in, with commas between; all unless set",
     )
     # A person who has lost the account at the provider stays signed in for this time
     session_max_age: int = Field(
@@ -98,7 +98,7 @@ def issuer(value: str, info: ValidationInfo) -> str:
     """Return the address of a provider, below which it describes itself."""
     value = value.rstrip("/")
     parts = urlsplit(value)
-    if not is_origin(f"{parts.scheme}://{parts.netloc}") or not re.fullmatch(r"[!-~]+", value):
+    if not as_origin(f"{parts.scheme}://{parts.netloc}") or not re.fullmatch(r"[!-~]+", value):
         raise ValueError("must be an address, such as https://accounts.google.com")
     if parts.query or parts.fragment:
         raise ValueError("must be an address without ? and #")

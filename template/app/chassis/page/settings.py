@@ -1,26 +1,16 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Setting that turns the page at `/` on."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from app.chassis.settings import CoreSettings
+from app.chassis.settings import CoreSettings, InProduction
 
 
 class PageSettings(CoreSettings):
     """Settings of the page, a demonstration that is on by default only in development."""
 
-    page_enabled: bool = Field(
-        default=False, description="The page at /; by default in development only"
+    page_enabled: Annotated[bool, InProduction(False)] = Field(
+        default=True, description="The page at /"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def derive_page(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        values = dict(given)
-        on_railway = bool(values.get("railway_environment_id"))
-        environment = values.get("environment", "production" if on_railway else "development")
-        values.setdefault("page_enabled", str(environment).lower() == "development")
-        return values

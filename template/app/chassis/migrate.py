@@ -16,10 +16,10 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from app.chassis import answers, integrity, storage
 from app.chassis.errors import StartupError
@@ -29,7 +29,7 @@ from app.chassis.sqlite import MAGIC, open_database, sqlite3
 if TYPE_CHECKING:
     from alembic.operations import MigrationScript
     from alembic.runtime.migration import MigrationContext
-    from sqlalchemy import MetaData
+    from sqlalchemy import Connection, MetaData
     from sqlalchemy.schema import SchemaItem
 
 logger = logging.getLogger(__name__)
@@ -72,13 +72,13 @@ DROPPED: Final = re.compile(
 IN_THE_WAY: Final = re.compile(r"error in (view|trigger) (.+?)(?: after rename)?: no such table")
 """SQLite's error when it cannot rename a rebuilt table, because something reads from it."""
 
-UNCOPIED: Final = re.compile(
-    r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
-)
-"""Words in a table's SQL that Alembic may lose when it writes the table again."""
-
-OF_INDEX: Final = re.compile(r"\b(?:COLLATE\s+\w+|DESC)\b")
-"""Words in an index's SQL that Alembic does not write again."""
+LOSES: Final = {
+    "table": re.compile(
+        r"\b(?:AUTOINCREMENT|CHECK|COLLATE|ON\s+DELETE\s+(?:CASCADE|SET|RESTRICT)|ON\s+CONFLICT)\b"
+    ),
+    "index": re.compile(r"\b(?:COLLATE\s+\w+|DESC)\b"),
+}
+"""Words in the SQL of a table or an index that Alembic may lose when it writes it again."""
 
 QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
@@ -109,24 +109,14 @@ def read_revisions(versions: Path) -> dict[str, tuple[str, ...]]:
     for file in sorted(versions.glob("*.py")):
         values = {}
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign):
-                target = node.targets[0]
-            elif isinstance(node, ast.AnnAssign):
-                target = node.target
-            else:
-                continue
-            if isinstance(target, ast.Name) and target.id in {"revision", "down_revision"}:
-                assert node.value is not None
-                values[target.id] = ast.literal_eval(node.value)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                if isinstance(target, ast.Name) and target.id in {"revision", "down_revision"}:
+                    values[target.id] = ast.literal_eval(node.value)
         if "revision" in values:
-            found[values["revision"]] = as_tuple(values.get("down_revision"))
+            parents = values.get("down_revision") or ()
+            found[values["revision"]] = (parents,) if isinstance(parents, str) else tuple(parents)
     return found
-
-
-def as_tuple(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def head_revisions() -> frozenset[str]:
@@ -150,15 +140,10 @@ def current_revisions(connection: sqlite3.Connection) -> frozenset[str]:
 
 
 def current_revision(connection: sqlite3.Connection, schema: Schema) -> frozenset[str]:
-    if not has_table(connection, schema.version_table):
+    if schema.version_table not in table_names(connection):
         return frozenset()
     rows = connection.execute(f"SELECT version_num FROM {schema.version_table}")  # noqa: S608
     return frozenset(version for (version,) in rows)
-
-
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:
@@ -171,12 +156,8 @@ def foreign_tables(connection: sqlite3.Connection) -> list[str]:
     line = schemas()[-1]
     if current_revision(connection, line) or accepts_tables(line):
         return []
-    rows = connection.execute(
-        r"SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' "
-        r"ESCAPE '\' AND name NOT LIKE '\_litestream\_%' ESCAPE '\' ORDER BY name"
-    )
-    known = {*names_of_features(), line.version_table}
-    return [name for (name,) in rows if name not in known]
+    found = table_names(connection) - names_of_features() - {line.version_table}
+    return sorted(name for name in found if not name.startswith(("sqlite_", "_litestream_")))
 
 
 def accepts_tables(schema: Schema) -> bool:
@@ -215,11 +196,14 @@ def require_database(database: Path) -> None:
         create_database(database)
         return
     if start != MAGIC:
-        kind = "not a database" if start else "empty"
-        raise StartupError(
-            f"Database: {database} cannot be used: the file is {kind}. Restore it from a backup "
-            "(README.md, Restore), or move it away to start with an empty one."
-        )
+        raise unusable(database, f"the file is {'not a database' if start else 'empty'}")
+
+
+def unusable(database: Path, reason: object) -> StartupError:
+    return StartupError(
+        f"Database: {database} cannot be used: {reason}. Restore it from a backup "
+        "(README.md, Restore), or move it away to start with an empty one."
+    )
 
 
 def create_database(database: Path) -> None:
@@ -234,28 +218,25 @@ def create_database(database: Path) -> None:
             os.link(fresh, database)
 
 
-def find_fault(revisions: Mapping[str, tuple[str, ...]]) -> str | None:
-    """Return why a line of revisions cannot run from its beginning to one end, or None."""
-    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
-        names = ", ".join(sorted(missing))
-        return f"{names} is missing, and another one follows it; bring it back"
-    heads = heads_of(revisions)
-    if len(heads) > 1:
-        names = ", ".join(sorted(heads))
-        return f"{names} are all the newest; join them: `uv run alembic merge heads`"
-    if revisions and not heads:
-        return "each follows another one; one has to be the newest"
-    return None
-
-
 def require_line(schema: Schema) -> None:
     """Refuse revisions that Alembic cannot put in order.
 
     Raises:
         StartupError: The revisions have a fault. The message says what to do.
     """
-    if fault := find_fault(read_revisions(schema.versions)):
-        raise StartupError(f"Database: of the revisions in {directory(schema)} {fault}.")
+    revisions = read_revisions(schema.versions)
+    heads = heads_of(revisions)
+    if missing := {name for parents in revisions.values() for name in parents} - revisions.keys():
+        names = ", ".join(sorted(missing))
+        fault = f"{names} is missing, and another one follows it; bring it back"
+    elif len(heads) > 1:
+        names = ", ".join(sorted(heads))
+        fault = f"{names} are all the newest; join them: `uv run alembic merge heads`"
+    elif revisions and not heads:
+        fault = "each follows another one; one has to be the newest"
+    else:
+        return
+    raise StartupError(f"Database: of the revisions in {directory(schema)} {fault}.")
 
 
 def upgrade(database: Path) -> None:
@@ -278,10 +259,7 @@ def upgrade(database: Path) -> None:
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        raise StartupError(
-            f"Database: {database} cannot be used: {error}. Restore it from a backup "
-            "(README.md, Restore), or move it away to start with an empty one."
-        ) from None
+        raise unusable(database, error) from None
     for schema in behind:
         run_alembic(database, schema)
 
@@ -315,11 +293,11 @@ def is_behind(connection: sqlite3.Connection, schema: Schema) -> bool:
             ", ".join(sorted(unknown)),
         )
         return False
-    taken = [] if current else [name for name in schema.tables if has_table(connection, name)]
+    taken = set() if current else table_names(connection) & set(schema.tables)
     if taken:
         raise StartupError(
-            f"Database: the feature {schema.name} needs a table {taken[0]!r}, and there is one of "
-            f"your own. Rename yours in a revision first, or leave {schema.name} out."
+            f"Database: the feature {schema.name} needs a table {min(taken)!r}, and you have one. "
+            f"Rename yours in a revision first, or leave {schema.name} out."
         )
     return current != heads_of(known)
 
@@ -338,17 +316,15 @@ def run_alembic(database: Path, schema: Schema) -> None:
         config = Config(toml_file=PROJECT_ROOT / "pyproject.toml", attributes=attributes)
     try:
         command.upgrade(config, "head")
-    except CommandError as error:
-        raise StartupError(
-            f"Database: the migration was rolled back: {error}. Correct the revision in "
-            f"{directory(schema)}, or the rows that it stumbles over, and start again."
-        ) from None
     except Exception as error:
-        logger.exception("Migration failed")
+        outcome = f"was rolled back: {error}"
+        if not isinstance(error, CommandError):
+            logger.exception("Migration failed")
+            kind = type(error).__name__
+            outcome = f"failed ({kind}) and was rolled back; the log above says why"
         raise StartupError(
-            f"Database: the migration failed ({type(error).__name__}) and was rolled back; "
-            f"the log above says why. Correct the revision in {directory(schema)}, or the rows "
-            "that it stumbles over, and start again."
+            f"Database: the migration {outcome}. Correct the revision in {directory(schema)}, or "
+            "the rows that it stumbles over, and start again."
         ) from None
     heads = heads_of(read_revisions(schema.versions))
     logger.info("Database migrated to %s", ", ".join(sorted(heads)))
@@ -361,18 +337,13 @@ def directory(schema: Schema) -> str:
 def run_environment(metadata: "MetaData", settings: type[CoreSettings]) -> None:
     """Run the revisions that Alembic asks for in one transaction, for each env.py.
 
-    Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it. Rows
-    that a revision leaves without a parent are found before the commit. Rows that had no parent
-    before it are left as they are.
+    Foreign keys are not enforced meanwhile, because SQLite changes a table by replacing it.
 
     Raises:
         alembic.util.CommandError: A revision leaves a row without its parent, or loses what
             belongs to a table.
     """
     from alembic import context
-    from alembic.util import CommandError
-    from sqlalchemy import event
-    from sqlalchemy.exc import OperationalError
 
     from app.chassis.database import DatabaseFile, migration_engine
 
@@ -385,57 +356,77 @@ def run_environment(metadata: "MetaData", settings: type[CoreSettings]) -> None:
     file = DatabaseFile(database)
     engine = migration_engine(file)
     try:
-        with engine.begin() as connection:
-            driver: Any = connection.connection.dbapi_connection
-            tables, orphans = table_names(driver), integrity.find_orphans(driver)
-            beside, rules, said = beside_tables(driver), table_rules(driver), []
-            ordered = index_rules(driver)
-            event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
-            for line in integrity.describe(orphans):
-                logger.warning("Before the migration, and left as it is: %s", line)
+        with engine.begin() as connection, losses_refused(connection) as driver:
+            left_out = unmanaged(driver, schema)
             context.configure(
                 connection=connection,
                 target_metadata=metadata,
                 render_as_batch=True,
                 transactional_ddl=True,
                 version_table=schema.version_table,
-                include_object=belongs_to(schema, unmanaged(driver, schema)),
+                include_object=belongs_to(schema, left_out),
                 # Alembic sees an empty database, so that the revision also makes what exists
                 include_name=(lambda *_: False) if existing else None,
                 process_revision_directives=directives(
-                    metadata, schema, unmanaged(driver, schema), existing=existing
+                    metadata, schema, left_out, existing=existing
                 ),
             )
-            try:
-                context.run_migrations()
-            except OperationalError as error:
-                if (reader := IN_THE_WAY.search(str(error.orig))) is None:
-                    raise
-                raise CommandError(
-                    f"the {reader[1]} {reader[2]} reads from a table that is rebuilt, so SQLite "
-                    "refuses it: drop it in the same revision before the change, and create it "
-                    "again after it"
-                ) from None
-            left = integrity.find_orphans(driver)
-            broken = integrity.newly_orphaned(orphans, left, (tables, table_names(driver)))
-            if broken:
-                raise CommandError("; ".join(integrity.describe(broken)))
-            for name, found in table_rules(driver).items():
-                for rule in rules.get(name, found) - found:
-                    logger.warning("The migration has taken %s from table %s", rule, name)
-            if lost := find_lost(driver, beside, said):
-                raise CommandError(
-                    f"it would lose {', '.join(lost)}, which SQLite drops with a table that is "
-                    "rebuilt: create it again in the same revision, after the change"
-                )
-            if changed := find_changed(driver, ordered, said):
-                raise CommandError(
-                    f"it would take {', '.join(changed)}, which Alembic does not write again: drop "
-                    "it in the same revision, and create it again after the change"
-                )
+            context.run_migrations()
     finally:
         engine.dispose()
         file.close()
+
+
+@contextmanager
+def losses_refused(connection: "Connection") -> Iterator[sqlite3.Connection]:
+    """Refuse revisions that lose what SQLite drops with a table, or the parent of a row.
+
+    Rows that had no parent before are left as they are. A loss is meant if a statement names it.
+
+    Raises:
+        alembic.util.CommandError: Something is lost.
+    """
+    from alembic.util import CommandError
+    from sqlalchemy import event
+    from sqlalchemy.exc import OperationalError
+
+    driver: Any = connection.connection.dbapi_connection
+    tables, orphans = table_names(driver), integrity.find_orphans(driver)
+    beside, rules, orders = beside_tables(driver), *find_rules(driver)
+    said: list[str] = []
+    event.listen(connection, "before_cursor_execute", lambda *seen: said.append(seen[2]))
+    for line in integrity.describe(orphans):
+        logger.warning("Before the migration, and left as it is: %s", line)
+    try:
+        yield driver
+    except OperationalError as error:
+        if (reader := IN_THE_WAY.search(str(error.orig))) is None:
+            raise
+        raise CommandError(
+            f"the {reader[1]} {reader[2]} reads from a table that is rebuilt, so SQLite refuses "
+            "it: drop it in the same revision before the change, and create it again after it"
+        ) from None
+    left, named = integrity.find_orphans(driver), names_in(said)
+    if broken := integrity.newly_orphaned(orphans, left, (tables, table_names(driver))):
+        raise CommandError("; ".join(integrity.describe(broken)))
+    rules_now, orders_now = find_rules(driver)
+    for rule, name in lost_rules(rules, rules_now):
+        logger.warning("The migration has taken %s from table %s", rule, name)
+    if lost := find_lost(driver, beside, named):
+        raise CommandError(
+            f"it would lose {', '.join(lost)}, which SQLite drops with a table that is rebuilt: "
+            "create it again in the same revision, after the change"
+        )
+    changed = [
+        f"{rule} from the index {name}"
+        for rule, name in lost_rules(orders, orders_now)
+        if name.lower() not in named
+    ]
+    if changed:
+        raise CommandError(
+            f"it would take {', '.join(changed)}, which Alembic does not write again: drop it in "
+            "the same revision, and create it again after the change"
+        )
 
 
 def prepared(settings: type[CoreSettings]) -> Path:
@@ -466,20 +457,25 @@ def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     return {(kind, name): table for kind, name, table in rows}
 
 
-def table_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
-    """Return how often each table's SQL has a rule that Alembic does not copy."""
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-    return {name: count_words(UNCOPIED, sql) for name, sql in rows}
+Rules: TypeAlias = dict[str, Counter[str]]
+"""How often the SQL of each table or index has a rule that Alembic may lose."""
 
 
-def index_rules(connection: sqlite3.Connection) -> dict[str, Counter[str]]:
-    """Return how often each index's SQL says how the index compares or orders."""
-    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> '' ORDER BY 1"
-    return {name: count_words(OF_INDEX, sql) for name, sql in connection.execute(query)}
+def find_rules(connection: sqlite3.Connection) -> tuple[Rules, Rules]:
+    """Return the rules of the tables and of the indexes, by their names."""
+    found: dict[str, Rules] = {"table": {}, "index": {}}
+    query = "SELECT type, name, sql FROM sqlite_master WHERE type IN ('table', 'index') ORDER BY 2"
+    for kind, name, sql in connection.execute(query):
+        words = LOSES[kind].findall(QUOTED.sub("", sql or "").upper())
+        found[kind][name] = Counter(" ".join(word.split()) for word in words)
+    return found["table"], found["index"]
 
 
-def count_words(form: re.Pattern[str], sql: str) -> Counter[str]:
-    return Counter(" ".join(found.split()) for found in form.findall(QUOTED.sub("", sql).upper()))
+def lost_rules(before: Rules, after: Rules) -> Iterator[tuple[str, str]]:
+    """Yield each rule that is gone, and the table or index that is still there without it."""
+    for name, found in after.items():
+        for rule in before.get(name, found) - found:
+            yield rule, name
 
 
 def names_in(said: Iterable[str]) -> set[str]:
@@ -488,24 +484,10 @@ def names_in(said: Iterable[str]) -> set[str]:
     return {"".join(names).lower() for names in found}
 
 
-def find_changed(
-    connection: sqlite3.Connection, before: Mapping[str, Counter[str]], said: Iterable[str]
-) -> list[str]:
-    """Return the rules that an index has lost, unless a statement names the index."""
-    named = names_in(said)
-    return [
-        f"{rule} from the index {name}"
-        for name, found in index_rules(connection).items()
-        for rule in before.get(name, found) - found
-        if name.lower() not in named
-    ]
-
-
 def find_lost(
-    connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], said: Iterable[str]
+    connection: sqlite3.Connection, before: Mapping[tuple[str, str], str], named: set[str]
 ) -> list[str]:
-    """Return what is gone although its table exists, unless a statement names it."""
-    named = names_in(said)
+    """Return what is gone although its table exists, and is not named."""
     after, tables = beside_tables(connection), table_names(connection)
     return [
         f"the {kind} {name}"
@@ -548,10 +530,7 @@ def directives(
                 "them: %s",
                 ", ".join(left),
             )
-        for line in (
-            *unseen_checks(context, metadata, schema),
-            *unseen_indexes(context, metadata, schema),
-        ):
+        for line in unseen(context, metadata, schema):
             logger.warning(line)
         if existing:
             accept_tables(scripts)
@@ -572,19 +551,32 @@ def shared_names(metadata: "MetaData") -> list[str]:
     return lines
 
 
-def unseen_checks(
-    context: "MigrationContext", metadata: "MetaData", schema: Schema
-) -> Iterator[str]:
-    """Yield a line for each table without all its check constraints. Alembic compares none."""
+def unseen(context: "MigrationContext", metadata: "MetaData", schema: Schema) -> Iterator[str]:
+    """Yield a line for what the models have and the database has not, where Alembic is blind.
+
+    It compares no check constraints, and leaves out indexes on expressions, even for a table that
+    it creates.
+    """
+    from alembic.util.sqla_compat import is_expression_index
     from sqlalchemy import CheckConstraint, inspect
 
     assert context.connection is not None
     inspector = inspect(context.connection)
+    rows = context.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'")
+    indexes = {name for (name,) in rows}
     include = belongs_to(schema)
     for table in metadata.tables.values():
-        wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
-        if not include(table, table.name, "table") or not inspector.has_table(table.name):
+        if not include(table, table.name, "table"):
             continue
+        for index in table.indexes:
+            if index.name not in indexes and is_expression_index(index):
+                yield (
+                    f"Table {table.name} has no index {index.name} in the database, and Alembic "
+                    "writes none on an expression: the revision needs op.execute('CREATE INDEX')"
+                )
+        if not inspector.has_table(table.name):
+            continue
+        wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
         found = inspector.get_check_constraints(table.name)
         if len(wanted) > len(found):
             names = {one["name"] for one in found}
@@ -593,29 +585,6 @@ def unseen_checks(
                 f"Table {table.name} has no {missing} in the database, and Alembic writes no check "
                 "constraint: add create_check_constraint to the revision (batch_alter_table)"
             )
-
-
-def unseen_indexes(
-    context: "MigrationContext", metadata: "MetaData", schema: Schema
-) -> Iterator[str]:
-    """Yield a line for each index on an expression that is not in the database.
-
-    Alembic leaves such indexes out, even for a table that it creates.
-    """
-    from alembic.util.sqla_compat import is_expression_index
-
-    assert context.connection is not None
-    rows = context.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'")
-    found = {name for (name,) in rows}
-    include = belongs_to(schema)
-    for table in metadata.tables.values():
-        for index in table.indexes:
-            ours = include(table, table.name, "table") and index.name not in found
-            if ours and is_expression_index(index):
-                yield (
-                    f"Table {table.name} has no index {index.name} in the database, and Alembic "
-                    "writes none on an expression: the revision needs op.execute('CREATE INDEX')"
-                )
 
 
 def accept_tables(scripts: "list[MigrationScript]") -> None:

@@ -6,6 +6,9 @@ from importlib.util import find_spec
 
 import pytest
 
+import app.chassis
+from app.chassis import features, replication, settings
+
 FROZEN = {
     "application": ["create_application"],
     "checks.finding": ["Finding"],
@@ -36,3 +39,9 @@ def test_a_frozen_name_is_there_without_a_warning(module: str) -> None:
         found = import_module(f"app.chassis.{module}")
         for name in (FROZEN | FROZEN_OF_FEATURES)[module]:
             assert getattr(found, name) is not None
+
+
+def test_the_settings_are_one_class_wherever_they_are_imported_from() -> None:
+    assert features.ChassisSettings is replication.ChassisSettings is app.chassis.ChassisSettings
+    assert issubclass(app.chassis.ChassisSettings, settings.ChassisSettings)
+    assert app.chassis.ChassisSettings.__module__ == "app.chassis.assembly"

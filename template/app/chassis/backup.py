@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from app.chassis import integrity, migrate
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import open_database, sqlite3
 from app.chassis.storage import sync_directory
 
@@ -210,7 +210,7 @@ def rotate(directory: Path, database: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def fetch(settings: ChassisSettings, target: Path, at: datetime | None = None) -> bool:
+def fetch(settings: CoreSettings, target: Path, at: datetime | None = None) -> bool:
     """Write the newest copy on the volume to a new file.
 
     Args:

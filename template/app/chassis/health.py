@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app.chassis import migrate, verdict
 from app.chassis.database import DatabaseFile
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import open_database, sqlite3
 from app.chassis.verdict import Degraded, Details, Status, Verdict
 
@@ -102,7 +102,7 @@ class Health(TypedDict):
 class DatabaseHealth:
     """Checks of /health for the database and its volume, made once when the service starts."""
 
-    def __init__(self, settings: ChassisSettings, file: DatabaseFile) -> None:
+    def __init__(self, settings: CoreSettings, file: DatabaseFile) -> None:
         self.settings = settings
         self.path = settings.database_path
         self.file = file
@@ -236,7 +236,7 @@ class Changes:
 
 
 def add_routes(
-    app: FastAPI, settings: ChassisSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
+    app: FastAPI, settings: CoreSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
 ) -> None:
     """Add the two health routes.
 

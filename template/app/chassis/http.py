@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, 
 
 from app.chassis.logs import RequestRecord, request_id
 from app.chassis.sessions import add_right_way
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 logger = logging.getLogger("app.request")
 
@@ -78,7 +78,7 @@ class Edge:
         settings: trusted_proxies, content_security_policy, docs_enabled, production.
     """
 
-    def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:
         self.app = app
         self.is_proxy = proxy_test(settings.trusted_proxies)
         policy: tuple[Header, ...] = (CONTENT_POLICY,)
@@ -148,7 +148,7 @@ class Guard:
         settings: allowed_hosts, max_body_bytes, backend_url, cors_origins.
     """
 
-    def __init__(self, app: ASGIApp, settings: ChassisSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:
         self.app = app
         self.max_body = settings.max_body_bytes
         self.is_allowed = host_test(settings.allowed_hosts)

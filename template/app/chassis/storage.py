@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from app.chassis.errors import StartupError
-from app.chassis.settings import PROJECT_ROOT, ChassisSettings, strip
+from app.chassis.settings import PROJECT_ROOT, CoreSettings, strip
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags to open the lock's file, which never follow a symbolic link to another file."""
 
 
-def prepare(settings: ChassisSettings) -> None:
+def prepare(settings: CoreSettings) -> None:
     """Make the database's directory usable, and give up root if APP_UID is set.
 
     Raises:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from app.chassis.settings import ChassisSettings
+    from app.chassis.settings import CoreSettings
 
 Status = Literal["ok", "degraded", "failed"]
 Details = Mapping[str, float | str | None]
@@ -49,7 +49,7 @@ class Degraded(Verdict):
 class Monitor:
     """Monitor of the second copy, one for each worker."""
 
-    def __init__(self, settings: "ChassisSettings") -> None:
+    def __init__(self, settings: "CoreSettings") -> None:
         pass
 
     @property

@@ -11,7 +11,7 @@ from app.chassis import assembly, integrity, migrate, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.database import DatabaseFile, writer_engine
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import open_database, sqlite3
 
 FIXED_SQLITE: Final = (3, 51, 3)
@@ -20,7 +20,7 @@ FIXED_SQLITE: Final = (3, 51, 3)
 SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
 
 
-def check(settings: ChassisSettings) -> Iterator[Finding]:
+def check(settings: CoreSettings) -> Iterator[Finding]:
     """Check this machine's SQLite, and the database if there is one yet."""
     database = settings.database_path
     yield version()
@@ -92,7 +92,7 @@ def revisions() -> Finding:
     return ok("database.revisions", "in order, to one newest")
 
 
-def pragmas(settings: ChassisSettings) -> Finding:
+def pragmas(settings: CoreSettings) -> Finding:
     """Check the pragmas that are in force on the service's own connection."""
     expected = {
         "journal_mode": "wal",
@@ -160,7 +160,7 @@ def schema(connection: sqlite3.Connection) -> Finding:
     )
 
 
-def lock(settings: ChassisSettings) -> Finding:
+def lock(settings: CoreSettings) -> Finding:
     file = storage.lock_file(settings.database_path)
     if not storage.is_locked(settings.database_path):
         return ok("database.lock", "free: no service uses the database")

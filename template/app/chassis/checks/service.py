@@ -9,7 +9,7 @@ from typing import Final
 
 from app.chassis import answers
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
-from app.chassis.settings import EDGE_NETWORK, ChassisSettings
+from app.chassis.settings import EDGE_NETWORK, CoreSettings
 
 DRAINING: Final = "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"
 STOP_SECONDS: Final = answers.DRAINING_SECONDS
@@ -53,7 +53,7 @@ MEMORY_LIMITS: Final = (
 )
 
 
-def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[Finding]:
+def check(settings: CoreSettings, variables: Mapping[str, str]) -> Iterator[Finding]:
     """Check the settings, wherever they come from."""
     yield backend_url(settings)
     yield hosts(settings)
@@ -65,7 +65,7 @@ def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[F
     yield from warnings(settings)
 
 
-def warnings(settings: ChassisSettings) -> Iterator[Finding]:
+def warnings(settings: CoreSettings) -> Iterator[Finding]:
     """Yield the warnings of the settings themselves that no check above is about."""
     for text in settings.warnings():
         name, _, message = text.partition(": ")
@@ -74,7 +74,7 @@ def warnings(settings: ChassisSettings) -> Iterator[Finding]:
             yield warning(f"settings.{name}", verdict, advice)
 
 
-def backend_url(settings: ChassisSettings) -> Finding:
+def backend_url(settings: CoreSettings) -> Finding:
     name = "network.backend-url"
     if not settings.production:
         return ok(name, settings.backend_url)
@@ -91,7 +91,7 @@ def backend_url(settings: ChassisSettings) -> Finding:
     return ok(name, settings.backend_url)
 
 
-def hosts(settings: ChassisSettings) -> Finding:
+def hosts(settings: CoreSettings) -> Finding:
     if settings.production and "*" in settings.allowed_hosts:
         return warning(
             "network.hosts",
@@ -101,7 +101,7 @@ def hosts(settings: ChassisSettings) -> Finding:
     return ok("network.hosts", ", ".join(settings.allowed_hosts))
 
 
-def origins(settings: ChassisSettings) -> Finding:
+def origins(settings: CoreSettings) -> Finding:
     name = "network.cors"
     open_ones = [origin for origin in settings.cors_origins if origin.startswith("http:")]
     if settings.production and open_ones:
@@ -111,7 +111,7 @@ def origins(settings: ChassisSettings) -> Finding:
     return ok(name, ", ".join(settings.cors_origins) or "no web page of another origin may call")
 
 
-def proxies(settings: ChassisSettings) -> Finding:
+def proxies(settings: CoreSettings) -> Finding:
     """Check that no client can pretend to be another one."""
     name = "network.proxy"
     networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
@@ -131,7 +131,7 @@ def proxies(settings: ChassisSettings) -> Finding:
     return ok(name, ", ".join(settings.trusted_proxies) or "no proxy is believed")
 
 
-def docs(settings: ChassisSettings) -> Finding:
+def docs(settings: CoreSettings) -> Finding:
     if settings.production and settings.docs_enabled:
         return warning(
             "network.docs",
@@ -141,7 +141,7 @@ def docs(settings: ChassisSettings) -> Finding:
     return ok("network.docs", "on" if settings.docs_enabled else "off")
 
 
-def draining(settings: ChassisSettings, variables: Mapping[str, str]) -> Finding:
+def draining(settings: CoreSettings, variables: Mapping[str, str]) -> Finding:
     """Check that a stop has the time that it needs. railway.json can set the time as well."""
     name = "deploy.draining"
     value = variables.get(DRAINING, "").strip()
@@ -162,7 +162,7 @@ def strategy() -> Finding:
     return STRATEGIES[answers.BACKUP]
 
 
-def memory(settings: ChassisSettings) -> Finding:
+def memory(settings: CoreSettings) -> Finding:
     """Check that the workers fit into the container's memory."""
     name = "workers.memory"
     needed = needed_bytes(settings.workers)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from app.chassis import backup, storage
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.errors import StartupError
-from app.chassis.settings import ChassisSettings
+from app.chassis.settings import CoreSettings
 
 LOST_WITH_THE_CONTAINER: Final = frozenset({"overlay", "aufs", "tmpfs", "ramfs", "squashfs"})
 WITHOUT_RELIABLE_LOCKS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
@@ -26,7 +26,7 @@ class Mount(NamedTuple):
     kind: str
 
 
-def check(settings: ChassisSettings) -> Iterator[Finding]:
+def check(settings: CoreSettings) -> Iterator[Finding]:
     """Check this machine's file systems."""
     directory = settings.database_path.parent
     yield database_path(settings)
@@ -41,7 +41,7 @@ def check(settings: ChassisSettings) -> Iterator[Finding]:
     yield clock(directory)
 
 
-def database_path(settings: ChassisSettings) -> Finding:
+def database_path(settings: CoreSettings) -> Finding:
     """Check that the next deploy keeps the database."""
     database, volume = settings.database_path, settings.volume
     if others := storage.strays(database):
@@ -67,7 +67,7 @@ def database_path(settings: ChassisSettings) -> Finding:
     return ok("database.path", f"{database} is on the volume")
 
 
-def mounted(settings: ChassisSettings) -> Finding:
+def mounted(settings: CoreSettings) -> Finding:
     if settings.volume is None:
         return skipped("volume.mounted", "no volume is configured")
     try:
@@ -105,7 +105,7 @@ def mount_of(path: Path, known: list[Mount]) -> Mount | None:
     return found
 
 
-def file_system(settings: ChassisSettings) -> Finding:
+def file_system(settings: CoreSettings) -> Finding:
     """Check that the database's own mount keeps data and locks. A bind mount counts as one."""
     name = "volume.file-system"
     known = mounts()
@@ -151,7 +151,7 @@ def writable(directory: Path) -> Finding:
     return ok("volume.writable", f"uid {os.geteuid()} can write to {directory}")
 
 
-def space(settings: ChassisSettings) -> Finding:
+def space(settings: CoreSettings) -> Finding:
     """Check that there is room to go on writing, and for a copy beside the database."""
     directory = settings.database_path.parent
     status = os.statvfs(directory)

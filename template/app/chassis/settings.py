@@ -109,7 +109,7 @@ class CoreSettings(BaseSettings):
 
     environment: Literal["development", "production"] = Field(
         default="development",
-        description="development or production; by default production on Railway",
+        description="development or production, which is the default on Railway",
     )
     secret_key: SecretStr = Field(
         default=SecretStr(DEVELOPMENT_SECRET),
@@ -126,13 +126,12 @@ class CoreSettings(BaseSettings):
         default=8000, ge=1, le=65535, description="Port to listen on; the platform sets it"
     )
     backend_url: str = Field(
-        default="",
-        description="The service's public address; by default Railway's domain, or localhost",
+        default="", description="The service's public address; by default Railway's or localhost"
     )
     cors_origins: Annotated[StringList, InProduction(())] = Field(
         default=("http://localhost:3000", "http://localhost:5173"),
-        description="Web pages that may call the API, separated by commas; in production by "
-        "default none",
+        description="Web pages that may call the API, with commas between; by default none in "
+        "production",
     )
     allowed_hosts: Annotated[StringList, InProduction(())] = Field(
         default=("*",),
@@ -175,7 +174,7 @@ class CoreSettings(BaseSettings):
         default=None,
         ge=1,
         lt=2**32 - 1,
-        description="User id to become when started as root; the Dockerfile sets it",
+        description="User id to become when started as root; the image sets it",
     )
     app_version: str = Field(
         default="unreleased",

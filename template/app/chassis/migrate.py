@@ -458,7 +458,7 @@ def beside_tables(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
 
 
 Rules: TypeAlias = dict[str, Counter[str]]
-"""How often the SQL of each table or index has a rule that Alembic may lose."""
+"""Rules that Alembic may lose, counted in the SQL of each table or index."""
 
 
 def find_rules(connection: sqlite3.Connection) -> tuple[Rules, Rules]:

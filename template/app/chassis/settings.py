@@ -492,7 +492,7 @@ def as_sent(
     Raises:
         ValueError: No browser could send an entry, whose number the message has.
     """
-    found = {}
+    found: dict[str, None] = {}
     for number, value in enumerate(values, 1):
         if (sent := value if value == "*" else form(value)) is None:
             raise ValueError(problem.format(number))

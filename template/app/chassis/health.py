@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Health of the service: the routes for monitors, and `python -m app status` for people.
+"""Health of the service, as routes for monitors and as `python -m app status` for people.
 
 `/health` checks the database, and `/health/live` only that the process answers. A pooled `SELECT 1`
 goes on answering after the file is deleted or replaced, or its volume is unmounted. So `/health`
@@ -169,7 +169,7 @@ class Health:
 async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outcome:
     """Run one check with a time limit, whatever it does."""
     result: CheckResult = {"status": "ok"}
-    details: Any = None
+    details: Any = None  # The type checker cannot tell plain functions from coroutine functions
     error: Exception | None = None
     try:
         with anyio.fail_after(CHECK_TIMEOUT):

@@ -83,7 +83,7 @@ def check(settings: ChassisSettings, variables: Mapping[str, str]) -> Iterator[F
 
 
 def of_setting(status: FindingStatus, text: str) -> Finding:
-    """Return the finding for one of the settings' messages, `NAME: verdict; advice`."""
+    """Return the finding for a message of the settings, whose advice follows a semicolon."""
     name, _, message = text.partition(": ")
     verdict, _, advice = message.partition("; ")
     return Finding(f"settings.{name}", status, verdict, advice or f"correct {name}")

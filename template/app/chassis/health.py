@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Health of the service: the routes for monitors, and `python -m app status` for people.
+"""Health of the service, as routes for monitors and as `python -m app status` for people.
 
 `/health` checks the database, and `/health/live` only that the process answers. A pooled `SELECT 1`
 goes on answering after the file is deleted or replaced, or its volume is unmounted. So `/health`
@@ -169,7 +169,7 @@ class Health:
 async def run_check(check: HealthCheck, limiter: anyio.CapacityLimiter) -> Outcome:
     """Run one check with a time limit, whatever it does."""
     result: CheckResult = {"status": "ok"}
-    details: Any = None
+    details: Any = None  # The type checker cannot tell plain functions from coroutine functions
     error: Exception | None = None
     try:
         with anyio.fail_after(CHECK_TIMEOUT):
@@ -226,7 +226,7 @@ class Changes:
         logger.log(level, "/health: %s", text or "all is well again", exc_info=unexpected)
 
 
-def add_routes(app: FastAPI, health: Health) -> None:
+def add_routes(app: FastAPI, checks: Health) -> None:
     """Add the two health routes.
 
     They are Starlette's own routes, because every other request is matched against them first.
@@ -234,14 +234,14 @@ def add_routes(app: FastAPI, health: Health) -> None:
     changes = Changes()
 
     async def examine() -> tuple[int, bytes]:
-        outcomes = await health.outcomes()
+        outcomes = await checks.outcomes()
         changes.note(outcomes)
-        report = health.report(outcomes)
+        report = checks.report(outcomes)
         return 503 if report["status"] == "failed" else 200, bytes(JSONResponse(report).body)
 
     examined = Coalesced(examine)
 
-    async def answer(_: Request) -> Response:
+    async def health(_: Request) -> Response:
         """Answer 200 if the service can do its work, or 503 with what is wrong.
 
         200 with the status `degraded` means that it can, and that somebody should look.
@@ -254,7 +254,7 @@ def add_routes(app: FastAPI, health: Health) -> None:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     # Starlette adds HEAD to GET, and monitors ask with HEAD
-    app.add_route("/health", answer, ["GET"], include_in_schema=False)
+    app.add_route("/health", health, ["GET"], include_in_schema=False)
     app.add_route("/health/live", live, ["GET"], include_in_schema=False)
 
 

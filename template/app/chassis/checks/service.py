@@ -24,7 +24,6 @@ from app.chassis.database import get_writer
 from app.chassis.settings import EDGE_NETWORK, CoreSettings
 
 DRAINING: Final = "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"
-STOP_SECONDS: Final = answers.DRAINING_SECONDS
 
 BASE_BYTES: Final = 33_000_000
 WORKER_BYTES: Final = 49_000_000
@@ -36,24 +35,22 @@ The whole takes 82 MB with one worker and 230 MB with four.
 STRATEGY_BYTES: Final = {"litestream": 33_000_000}
 """Memory of the processes beside the server, by backup strategy."""
 
-STRATEGIES: Final = {
-    "none": warning(
-        "backup.strategy",
-        "nothing is backed up",
-        "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`, or copy by hand",
-    ),
-    "volume": ok(
-        "backup.strategy",
+DAILY: Final = "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`"
+
+STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
+    "none": ("warning", "nothing is backed up", f"{DAILY}, or copy by hand"),
+    "volume": (
+        "ok",
         "the service copies its database every day, onto the volume: the copies are lost with it",
+        "",
     ),
-    "railway": warning(
-        "backup.strategy",
+    "railway": (
+        "warning",
         "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
         "seen from here",
-        "look in the dashboard for a backup of today, or have the service make copies: "
-        "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`",
+        f"look in the dashboard for a backup of today, or have the service make copies: {DAILY}",
     ),
-    "litestream": ok("backup.strategy", "every change goes to a bucket within a second or two"),
+    "litestream": ("ok", "every change goes to a bucket within a second or two", ""),
 }
 
 NARROW: Final = {4: 8, 6: 32}
@@ -77,7 +74,7 @@ def check(settings: CoreSettings, variables: Mapping[str, str]) -> Iterator[Find
     """Check the settings, wherever they come from."""
     yield from network(settings)
     yield draining(settings, variables)
-    yield STRATEGIES[answers.BACKUP]
+    yield Finding("backup.strategy", *STRATEGIES[answers.BACKUP])
     for text in settings.warnings():
         found = of_setting("warning", text)
         # The addresses and the volume have checks of their own
@@ -86,7 +83,7 @@ def check(settings: CoreSettings, variables: Mapping[str, str]) -> Iterator[Find
 
 
 def of_setting(status: FindingStatus, text: str) -> Finding:
-    """Return the finding for one of the settings' messages, `NAME: verdict; advice`."""
+    """Return the finding for a message of the settings, whose advice follows a semicolon."""
     name, _, message = text.partition(": ")
     verdict, _, advice = message.partition("; ")
     return Finding(f"settings.{name}", status, verdict, advice or f"correct {name}")
@@ -166,13 +163,10 @@ def draining(settings: CoreSettings, variables: Mapping[str, str]) -> Finding:
         return skipped(name, "not on Railway")
     if not value.isdecimal():
         return skipped(name, f"{DRAINING} is not set; .railway/railway.py sets it for the service")
-    return warning_if(
-        int(value) < STOP_SECONDS,
-        name,
-        f"{DRAINING} is {value}, and a stop may take {STOP_SECONDS} s",
-        f"set it to {STOP_SECONDS}",
-        otherwise=f"{value} s",
-    )
+    needed = answers.DRAINING_SECONDS
+    verdict = f"{DRAINING} is {value}, and a stop may take {needed} s"
+    fault = int(value) < needed
+    return warning_if(fault, name, verdict, f"set it to {needed}", otherwise=f"{value} s")
 
 
 def memory(settings: CoreSettings) -> Finding:

@@ -2,7 +2,7 @@
 """Writer, one thread and one connection that take what there is to write in its order.
 
 What waits for the writer shares a transaction, and so the wait for the disk. The figures are in
-the template's docs/decisions/threads-of-the-database.md.
+the template's docs/decisions/0013-threads-of-the-database.md.
 """
 
 import threading

@@ -98,6 +98,14 @@ def test_the_templates_files_say_so(part: dict[str, str | list[str]], projects: 
             assert belongs or part["header"] not in text(path), name
 
 
+def test_pull_requests_collapse_the_templates_files(projects: list[Path]) -> None:
+    paths = [path for part in TEMPLATE for path in part["paths"]]
+    for project in projects:
+        said = re.findall(r"^(\S+) linguist-generated$", text(project / ".gitattributes"), re.M)
+        there = [path for path in paths if (project / path).exists()]
+        assert sorted(said) == sorted(f"{path}**" if path[-1] == "/" else path for path in there)
+
+
 @pytest.mark.parametrize(("name", "anchor"), LINES_TO_ADD_BELOW, ids=lambda value: value[:20])
 def test_an_anchor_is_there_once(name: str, anchor: str, projects: list[Path]) -> None:
     found = [text(project / name) for project in projects if (project / name).exists()]

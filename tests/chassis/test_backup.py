@@ -295,6 +295,17 @@ def test_the_newest_copy_may_be_compressed(
     assert lines(database.path) == ["kept"]
 
 
+def test_check_tells_the_newest_copy(database: Database, settings: Settings) -> None:
+    (finding,) = backups.check(settings)
+    assert (finding.id, finding.status) == ("backup.newest", "skipped")
+
+    made = backup(database.path)
+
+    (finding,) = backups.check(settings)
+    assert finding.status == "ok"
+    assert finding.verdict.startswith(f"{made} is of 20")
+
+
 ADDED = """
 import sqlalchemy as sa
 from alembic import op

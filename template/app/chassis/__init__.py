@@ -11,16 +11,16 @@ A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit)
 of the service, and routing.py, which runs it in threads.py on a session of database.py.
 A setting is declared in settings.py or by a feature, checked before anything starts, and listed
 by `python -m app settings`.
-A start goes through serve.py: settings, volume, lock, restore, migrations, server.
+A start goes through serve.py: settings, volume, imports, lock, restore, migrations, server.
 A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
-the connections, and output.py writes the last lines of the log. deadlines.py has its limits.
+the connections, and output.py writes the last lines of the log. answers.py has its limits.
 
     answers, features, replication    the template's answers, and what they add
     assembly                          the names of the service that the chassis needs
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks, template      the commands of `python -m app`
     serve, storage, migrate           the start
-    gunicorn, worker, garbage         the processes that serve
+    gunicorn, worker                  the processes that serve
     application, http, bounds, logs   what surrounds a request
     output, openapi                   lines of the log, and the document of the routes
     routing, database, sessions       routes in the database

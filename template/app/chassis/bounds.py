@@ -15,7 +15,6 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.chassis import deadlines
 from app.chassis.http import (
     CONTENT_POLICY,
     MAPPED,
@@ -44,6 +43,12 @@ PIPELINED: Final = 10
 
 LINGER: Final = 2.0
 """Seconds for which a refused client may go on sending, so that it gets to read the answer."""
+
+UNREAD: Final = 60
+"""Seconds after which a client that reads nothing of its answer is disconnected."""
+
+UNREAD_AT_A_STOP: Final = 2
+"""Seconds for such a client while the service stops."""
 
 REFUSALS: Final = {
     400: "This is no valid HTTP request",
@@ -87,7 +92,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.patience: float = deadlines.UNREAD
+        self.patience: float = UNREAD
         self.arrived = 0
         self.next_look: asyncio.TimerHandle | None = None
 
@@ -100,7 +105,7 @@ class PatientProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Give the client less time, because the service stops."""
         super().shutdown()
-        self.patience = deadlines.UNREAD_AT_A_STOP
+        self.patience = UNREAD_AT_A_STOP
         self.watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -116,7 +121,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.next_look = None
         if self.transport.get_write_buffer_size() and self.bytes_arrived() == self.arrived:
             self.transport.abort()
-        elif self.flow.write_paused or self.patience == deadlines.UNREAD_AT_A_STOP:
+        elif self.flow.write_paused or self.patience == UNREAD_AT_A_STOP:
             self.watch()
 
     def look_no_more(self) -> None:

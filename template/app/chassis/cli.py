@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
@@ -109,17 +108,15 @@ def load_settings() -> "ChassisSettings":
 
 
 def start(_: argparse.Namespace) -> int:
-    with garbage.collection_paused():
-        from app.chassis import serve
+    from app.chassis import serve
 
-        settings = load_settings()
-    serve.start(settings)
+    serve.start()
 
 
 def serve(options: argparse.Namespace) -> int:
     from app.chassis import serve
 
-    serve.serve(load_settings(), reload=options.reload)
+    serve.serve(reload=options.reload)
 
 
 def migrate(_: argparse.Namespace) -> int:

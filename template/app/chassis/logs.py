@@ -132,15 +132,16 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
 
-def capture(form: str, lines: int) -> None:
+def capture(form: str, lines: int, file: int | None = None) -> None:
     """Stop waiting for the reader of the log, and limit the log to what the platform takes.
 
     Args:
         form: `json` or `text`.
         lines: Lines a second that are no warnings, for all processes together.
+        file: File of another process's lines, to share them.
     """
     formatter = make_formatter(form)
-    output.capture(lines, lambda tally: formatter.format(tally_record(tally)))
+    output.capture(lines, lambda tally: formatter.format(tally_record(tally)), file)
 
 
 def tally_record(tally: Tally) -> logging.LogRecord:

@@ -127,12 +127,13 @@ class Shared:
 
     Args:
         lines: Lines a second that are no warnings, including the one that reports the rest.
+        file: File of another process's state, to share it. By default a new one is made.
     """
 
-    def __init__(self, lines: int) -> None:
+    def __init__(self, lines: int, file: int | None = None) -> None:
         sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1, 2)
         times = 8 * sum(sizes)
-        self.file = os.memfd_create("log") if sys.platform == "linux" else temporary_file()
+        self.file = temporary_file() if file is None else file
         os.ftruncate(self.file, times + 8 * WIDTH * (SLOTS + 1))
         memory = memoryview(mmap.mmap(self.file, 0))
         cells = memory[:times].cast("d")
@@ -191,6 +192,8 @@ class Shared:
 
 
 def temporary_file() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("log")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
@@ -449,16 +452,19 @@ outputs: list[Output] = []
 """Outputs of this process, which are none before capture()."""
 
 
-def capture(lines: int, tell: Callable[[Tally], str]) -> None:
+def capture(lines: int, tell: Callable[[Tally], str], file: int | None = None) -> None:
     """Never wait again for the readers of stdout and stderr, unless tests capture these.
 
     Args:
         lines: Lines a second that are no warnings.
         tell: Function that makes a line of what was counted instead of written.
+        file: File of another process's lines and counts, to share them.
     """
     if outputs or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return
-    shared = Shared(lines)
+    shared = Shared(lines, file)
+    if file is not None:
+        shared.fork(), shared.forked()
     outputs[:] = Output(1, shared, tell), Output(2, shared)
     sys.stdout = Printed(outputs[0], important=False)
     sys.stderr = Printed(outputs[1], important=True)

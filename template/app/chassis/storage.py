@@ -207,7 +207,7 @@ def locked(database: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def acquire_lock(database: Path, timeout: float) -> int:
+def acquire_lock(database: Path, timeout: float, holder: int | None = None) -> int:
     """Lock the database for this service alone, also across exec.
 
     During a deploy the previous container may still be finishing on the same volume, so this waits
@@ -217,6 +217,7 @@ def acquire_lock(database: Path, timeout: float) -> int:
     Args:
         database: Database file. The lock is a file beside it.
         timeout: Seconds to wait for another holder.
+        holder: Process id that others are told, by default this process's.
 
     Returns:
         The descriptor that holds the lock.
@@ -239,24 +240,24 @@ def acquire_lock(database: Path, timeout: float) -> int:
             break
         except BlockingIOError:
             now = time.monotonic()
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+        other = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
         if now - start >= timeout:
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({holder}). "
+                f"Storage: {database} is in use by another service ({other}). "
                 "Stop that one first, or let it finish and start again."
             )
         if said == start or now - said >= WAIT_MESSAGE_EVERY:
             logger.info(
                 "Waiting for the service that still uses %s (%s), up to %.0f s",
                 database,
-                holder,
+                other,
                 timeout - (now - start),
             )
             said = now
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
+    os.pwrite(descriptor, f"{socket.gethostname()}, process {holder or os.getpid()}".encode(), 0)
     os.set_inheritable(descriptor, True)
     adopt(database, timeout)
     return descriptor

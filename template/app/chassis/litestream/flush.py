@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from app.chassis import deadlines
+from app.chassis import answers
 from app.chassis.litestream.control import ControlError, confirm
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def flush() -> None:
         return
     started = time.monotonic()
     try:
-        confirm(Path(control_socket), Path(os.environ["DATABASE_PATH"]), deadlines.FLUSH)
+        confirm(Path(control_socket), Path(os.environ["DATABASE_PATH"]), answers.FLUSH_SECONDS)
     except ControlError as error:
         logger.error("Replication: stopping before the bucket has every change: %s", error)
         return

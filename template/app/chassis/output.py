@@ -464,7 +464,8 @@ def capture(lines: int, tell: Callable[[Tally], str], file: int | None = None) -
         return
     shared = Shared(lines, file)
     if file is not None:
-        shared.fork(), shared.forked()
+        shared.fork()
+        shared.forked()
     outputs[:] = Output(1, shared, tell), Output(2, shared)
     sys.stdout = Printed(outputs[0], important=False)
     sys.stderr = Printed(outputs[1], important=True)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 WAIT_MESSAGE_EVERY: Final = 5.0
-LOCK_POLL: Final = 0.1
+LOCK_POLL: Final = 0.02
 
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags to open the lock's file, which never follow a symbolic link to another file."""

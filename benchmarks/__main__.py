@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import copying, image, peers, report, serving, soaking, starting, streaming
+from benchmarks import (
+    copying,
+    deploying,
+    image,
+    peers,
+    report,
+    serving,
+    soaking,
+    starting,
+    streaming,
+)
 from benchmarks.runs import QUICK, Effort, MissingTool, Result
 
 Benchmark = Callable[[Effort], Result]
@@ -21,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "workers": serving.workers,
     "rows": serving.rows,
     "boot": starting.boot,
+    "deploy": deploying.deploy,
     "idle": starting.idle,
     "copy": copying.copy,
     "update": copying.update,

@@ -86,11 +86,14 @@ def become_worker(application: "Application", channel: socket.socket) -> NoRetur
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load_settings()
     begin(settings)
-    with suppress(Exception):  # The server imports them again, and tells what is wrong
-        import_module(PROTOCOL.partition(":")[0])
-        import_module(APPLICATION.partition(":")[0])
-    lock = storage.acquire_lock(settings.database_path, settings.lock_timeout, os.getppid())
-    # Alembic would stay in the worker's memory
+    lock = storage.acquire_lock(
+        settings.database_path,
+        settings.lock_timeout,
+        holder=os.getppid(),
+        meanwhile=import_application,
+    )
+    import_application()
+    # Alembic, which needs most of what is imported by now, would stay in the worker's memory
     run_apart(lambda: take_over(settings, settings.bind))
     os.chdir(ROOT)
     # HOME is another one since root was given up
@@ -102,6 +105,13 @@ def become_worker(application: "Application", channel: socket.socket) -> NoRetur
     socket.send_fds(channel, [json.dumps(report).encode()], files)
     application.configure(*options)
     worker.serve(application, channel)
+
+
+def import_application() -> None:
+    """Import what the server will need. The server tells what is wrong with it."""
+    with suppress(Exception):
+        import_module(PROTOCOL.partition(":")[0])
+        import_module(APPLICATION.partition(":")[0])
 
 
 def lead(application: "Application", first: int, channel: socket.socket) -> NoReturn:

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -207,7 +207,13 @@ def locked(database: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def acquire_lock(database: Path, timeout: float, holder: int | None = None) -> int:
+def acquire_lock(
+    database: Path,
+    timeout: float,
+    *,
+    holder: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Lock the database for this service alone, also across exec.
 
     During a deploy the previous container may still be finishing on the same volume, so this waits
@@ -218,6 +224,7 @@ def acquire_lock(database: Path, timeout: float, holder: int | None = None) -> i
         database: Database file. The lock is a file beside it.
         timeout: Seconds to wait for another holder.
         holder: Process id that others are told, by default this process's.
+        meanwhile: Function to call whenever this tells that it waits.
 
     Returns:
         The descriptor that holds the lock.
@@ -255,6 +262,7 @@ def acquire_lock(database: Path, timeout: float, holder: int | None = None) -> i
                 timeout - (now - start),
             )
             said = now
+            meanwhile()
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{socket.gethostname()}, process {holder or os.getpid()}".encode(), 0)

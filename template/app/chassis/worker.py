@@ -107,10 +107,12 @@ class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
 
     def inherit(self, channel: socket.socket) -> None:
         """Take the listening sockets, and the file by which gunicorn sees that this is alive."""
-        _, (alive, *listening), *_ = socket.recv_fds(channel, 1, MOST_SOCKETS)
+        _, files, *_ = socket.recv_fds(channel, 1, MOST_SOCKETS)
         channel.close()
-        os.dup2(alive, self.tmp.fileno())
-        self.sockets = create_sockets(self.cfg, self.log, listening)
+        if not files:
+            sys.exit()  # gunicorn's first process has ended
+        os.dup2(files[0], self.tmp.fileno())
+        self.sockets = create_sockets(self.cfg, self.log, files[1:])
 
     def note_stop(self, _: int, __: FrameType | None) -> None:
         self.server.should_exit = True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     copying,
+    deploying,
     image,
     mechanisms,
     peers,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "workers": serving.workers,
     "rows": serving.rows,
     "boot": starting.boot,
+    "deploy": deploying.deploy,
     "idle": starting.idle,
     "copy": copying.copy,
     "update": copying.update,

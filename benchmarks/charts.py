@@ -76,11 +76,13 @@ def bars(title: str, groups: Mapping[str, Sequence[tuple[str, float, str]]]) -> 
 
 
 def chart_skeleton(results: Mapping[str, Result]) -> str:
-    groups = {}
+    groups: dict[str, list[tuple[str, float, str]]] = {}
     wanted = ("requests a second", "99 % answered within", "memory (PSS)")
     for row in results.get("mixed", Result()).rows:
-        if row.what in wanted and not row.lost and row.other:
-            groups[f"{row.what}, {row.unit}"] = [
+        # The rows beside the skeleton come before those beside the plain right way
+        name = f"{row.what}, {row.unit}"
+        if row.what in wanted and not row.lost and row.other and name not in groups:
+            groups[name] = [
                 ("Trackbed", median(row.ours), "ours"),
                 ("usual skeleton", median(row.other), "other"),
             ]

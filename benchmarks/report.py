@@ -165,7 +165,7 @@ def measured(results: Mapping[str, Result]) -> str:
     """
     lines = ["{#- Medians of docs/performance.md, written by `python -m benchmarks --draw`. -#}"]
     for name, (benchmark, what) in QUOTED.items():
-        rows = {row.what: row for row in results[benchmark].rows}
+        rows = {row.what: row for row in reversed(results[benchmark].rows)}
         lines.append(f"{{%- set {name} = '{rough(median(rows[what].ours))}' -%}}")
     return "\n".join([*lines, ""])
 

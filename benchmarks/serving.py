@@ -15,6 +15,7 @@ from benchmarks.sides import Server
 
 BARE = "bare FastAPI"
 SKELETON = "usual skeleton, 4 workers"
+PLAIN = "plain right way, 1 worker"
 ROWS = 1000
 WARM_UP = 1
 
@@ -170,50 +171,63 @@ def mixed(effort: Effort) -> Result:
     environment = sides.skeleton_environment(project)
     with ExitStack() as stack:
         directory = stack.enter_context(sides.workspace())
-        data = directory / "ours", directory / "skeleton"
+        data = [directory / name for name in ("ours", "skeleton", "plain")]
         for each in data:
             sides.seed(project, each, ROWS)
-        ours = stack.enter_context(sides.ours(project, data[0]))
-        skeleton = stack.enter_context(sides.skeleton(environment, data[1]))
-        ours.wait()
-        skeleton.wait()
-        mine, theirs = interleave(
+        servers = [
+            stack.enter_context(server)
+            for server in (
+                sides.ours(project, data[0]),
+                sides.skeleton(environment, data[1]),
+                sides.plain(environment, data[2]),
+            )
+        ]
+        for server in servers:
+            server.wait()
+        mine, theirs, plainly = interleave(
             effort.pairs,
-            mixing(ours, data[0], effort.seconds),
-            mixing(skeleton, data[1], effort.seconds),
+            *(
+                mixing(server, each, effort.seconds)
+                for server, each in zip(servers, data, strict=True)
+            ),
         )
-    here, there = [one for one, _ in mine], [one for one, _ in theirs]
-    lost, lost_there = [float(n) for _, n in mine], [float(n) for _, n in theirs]
-    # what the other side gets wrong is its figure, not the run's fault
+    here, there, plain = ([one for one, _ in side] for side in (mine, theirs, plainly))
+    lost, lost_there, lost_plainly = (
+        [float(n) for _, n in side] for side in (mine, theirs, plainly)
+    )
+    # what another side gets wrong is its figure, not the run's fault
     result.errors += faults(OURS, here)
     if sum(lost):
         result.errors.append(f"{OURS}: {sum(lost):.0f} updates lost")
-    result.add(
-        "requests a second", "1/s", rates(here), rates(there), SKELETON, Target("at least", 1.6)
-    )
-    result.add(
-        "99 % answered within",
-        "ms",
-        [one.load.p99 for one in here],
-        [one.load.p99 for one in there],
-        SKELETON,
-        Target("at most", 0.25),
-    )
-    result.add(
-        "memory (PSS)",
-        "MB",
-        [one.pss for one in here],
-        [one.pss for one in there],
-        SKELETON,
-        Target("at most", 0.25),
-    )
-    result.add("CPU a request", "us", costs(here), costs(there), SKELETON)
+    add_mixed(result, here, there, SKELETON, rate=1.6, tail=0.25, memory=0.25)
     result.add("updates lost", "", lost, lost_there, SKELETON, Target("at most", 0, "value"))
     errors = [[float(one.load.refused + one.load.broken) for one in side] for side in (here, there)]
     result.add("errors", "", *errors, SKELETON, Target("at most", 0, "value"))
+    add_mixed(result, here, plain, PLAIN, rate=1.4, tail=0.2)
+    result.add("updates lost", "", lost, lost_plainly, PLAIN)
     share = sum(lost_there) / max(sum(one.load.increments for one in there), 1)
     result.notes.append(f"The usual skeleton lost {share:.0%} of its acknowledged updates.")
     return result
+
+
+def add_mixed(
+    result: Result,
+    here: list[Pressed],
+    there: list[Pressed],
+    against: str,
+    *,
+    rate: float,
+    tail: float,
+    memory: float | None = None,
+) -> None:
+    """The rows of a mixed load, with the limits of the first three of them."""
+    p99 = [[one.load.p99 for one in side] for side in (here, there)]
+    pss = [[one.pss for one in side] for side in (here, there)]
+    least, most = Target("at least", rate), Target("at most", tail)
+    result.add("requests a second", "1/s", rates(here), rates(there), against, least)
+    result.add("99 % answered within", "ms", *p99, against, most)
+    result.add("memory (PSS)", "MB", *pss, against, Target("at most", memory) if memory else None)
+    result.add("CPU a request", "us", costs(here), costs(there), against)
 
 
 def inserts(effort: Effort) -> Result:

@@ -306,10 +306,10 @@ def variables(data: Path, port: int, **others: str) -> dict[str, str]:
     }
 
 
-def ours(project: Path, data: Path, **others: str) -> Server:
+def ours(project: Path, data: Path, *, port: int | None = None, **others: str) -> Server:
     """The rendered project by its start command."""
     data.mkdir(exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     command = [project / ".venv/bin/python", "-m", "app"]
     return Server(
         "Trackbed", command, port, data, project, variables(data, port, **others), "/health"
@@ -328,15 +328,28 @@ def floor(project: Path, data: Path) -> Server:
 
 def skeleton(environment: Path, data: Path) -> Server:
     """Four workers, as its authors recommend them."""
+    module, driver = "benchmarks.skeleton.main:app", "sqlite+aiosqlite"
+    return in_gunicorn("usual skeleton", module, environment, data, SKELETON_WORKERS, driver)
+
+
+def plain(environment: Path, data: Path) -> Server:
+    """One worker, as ours."""
+    module = "benchmarks.plain.main:app"
+    return in_gunicorn("plain right way", module, environment, data, 1, "sqlite")
+
+
+def in_gunicorn(
+    name: str, module: str, environment: Path, data: Path, workers: int, driver: str
+) -> Server:
+    """An application of the benchmarks' own, with uvicorn's worker."""
     data.mkdir(exist_ok=True)
     port = free_port()
-    options = ["--workers", str(SKELETON_WORKERS), "--bind", f"127.0.0.1:{port}"]
+    options = ["--workers", str(workers), "--bind", f"127.0.0.1:{port}"]
     worker = ["--worker-class", "uvicorn_worker.UvicornWorker", "--no-control-socket"]
-    command = [environment / "bin/python", "-m", "gunicorn", "benchmarks.skeleton.main:app"]
-    url = f"sqlite+aiosqlite:///{data}/app.db"
+    command = [environment / "bin/python", "-m", "gunicorn", module]
     return Server(
-        "usual skeleton", [*command, *options, *worker], port, data, ROOT,
-        {"DATABASE_URL": url}, "/health",
+        name, [*command, *options, *worker], port, data, ROOT,
+        {"DATABASE_URL": f"{driver}:///{data}/app.db"}, "/health",
     )  # fmt: skip
 
 

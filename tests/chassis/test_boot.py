@@ -1,6 +1,5 @@
 """The start command, run as a real process."""
 
-import gc
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from app.chassis import assembly, garbage
+from app.chassis import answers, assembly
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.testing import required_variables
 from app.settings import Settings
@@ -75,6 +74,12 @@ class Service:
                     return self
             except httpx.TransportError:
                 time.sleep(0.05)
+
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -151,6 +156,43 @@ def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -
     patient.wait_until_healthy()
 
 
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(answers.SUPERVISED, reason="another program starts the server")
+def test_a_start_that_waits_has_imported_what_it_will_serve_with(
+    services: list[Service], tmp_path: Path
+) -> None:
+    services.append(first := Service(tmp_path).wait_until_healthy())
+    services.append(second := Service(tmp_path, LOCK_TIMEOUT="60"))
+    second.wait_for("Waiting for the service that still uses")
+    (waiting,) = second.children()
+    # these are imported last, and only for the server
+    maps = Path(f"/proc/{waiting}/maps").read_text()
+    assert "/httptools/" in maps
+    assert "/sqlalchemy/" in maps
+    assert second.process.pid not in {waiting, first.process.pid}
+
+    assert first.stop() == 0
+    second.wait_until_healthy()
+    assert second.children() == [waiting]
+    assert second.stop() == 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(answers.SUPERVISED, reason="another program starts the server")
+def test_a_first_worker_that_is_killed_before_it_serves_ends_the_start(
+    services: list[Service], tmp_path: Path
+) -> None:
+    services.append(Service(tmp_path).wait_until_healthy())
+    services.append(second := Service(tmp_path, LOCK_TIMEOUT="60"))
+    second.wait_for("Waiting for the service that still uses")
+    (waiting,) = second.children()
+    os.kill(waiting, signal.SIGKILL)
+    assert second.process.wait(DEADLINE) == 128 + signal.SIGKILL
+    assert "Traceback" not in second.output()
+
+
 @pytest.mark.parametrize("command", ["start", "serve"])
 def test_an_occupied_port_is_refused_in_one_line(
     services: list[Service], tmp_path: Path, command: str
@@ -207,22 +249,12 @@ def test_the_servers_first_process_loads_no_server() -> None:
     """It never serves, and what it has in memory is there for as long as the service runs."""
     script = """
 import sys
-from app.chassis import gunicorn, worker
+from app.chassis import cli, gunicorn, serve, worker
+worker.Application()
 needless = {"asyncio", "ctypes", "fastapi", "pydantic", "sqlalchemy", "uvicorn"}
 assert not needless & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, check=True)
-
-
-def test_the_garbage_of_an_import_that_fails_is_collected_later() -> None:
-    with suppress(ImportError), garbage.collection_paused():
-        assert not gc.isenabled()
-        kept: list[object] = []
-        kept.append(kept)
-        raise ImportError
-    assert gc.isenabled()
-    assert any(found is kept for found in gc.get_objects(generation=2))
-    assert not gc.get_freeze_count()
 
 
 def test_bad_settings_end_it_with_78_and_every_reason(

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.chassis import deadlines
+from app.chassis import bounds
 from app.chassis.bounds import PatientProtocol
 from app.chassis.streaming import open_streams
 
@@ -69,7 +69,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "UNREAD", 0.1)
+    monkeypatch.setattr(bounds, "UNREAD", 0.1)
 
     async def scenario() -> None:
         server = Server()
@@ -80,7 +80,7 @@ def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stop_does_not_wait_for_who_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "UNREAD_AT_A_STOP", 0.1)
+    monkeypatch.setattr(bounds, "UNREAD_AT_A_STOP", 0.1)
 
     async def scenario() -> None:
         server = Server()
@@ -108,8 +108,8 @@ def test_a_stop_ends_the_streams() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what has arrived")
 def test_a_slow_client_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "UNREAD", 0.2)
-    monkeypatch.setattr(deadlines, "UNREAD_AT_A_STOP", 0.2)
+    monkeypatch.setattr(bounds, "UNREAD", 0.2)
+    monkeypatch.setattr(bounds, "UNREAD_AT_A_STOP", 0.2)
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()

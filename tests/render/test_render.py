@@ -337,12 +337,14 @@ def test_git_ignores_no_file_of_the_template(snapshot: Path) -> None:
 
 def test_every_deadline_of_a_stop_fits_into_the_one_around_it(render: Render) -> None:
     project = render(backup="litestream")
-    inside = constants(project / "app" / "chassis" / "deadlines.py")
+    inside = constants(project / "app" / "chassis" / "answers.py")
     replication = load_yaml(project / "litestream.yml")["shutdown-sync-timeout"]
     draining = load_json(project / "railway.json")["deploy"]["drainingSeconds"]
 
-    assert inside["REQUESTS"] < inside["WORKERS"]
-    assert inside["WORKERS"] + inside["FLUSH"] + int(replication.removesuffix("s")) < draining
+    assert draining == inside["DRAINING_SECONDS"]
+    assert inside["REQUEST_SECONDS"] < inside["WORKER_SECONDS"]
+    stop = inside["WORKER_SECONDS"] + inside["FLUSH_SECONDS"]
+    assert stop + int(replication.removesuffix("s")) < draining
 
 
 def test_the_platform_asks_the_health_route(render: Render) -> None:

@@ -11,9 +11,9 @@ A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit)
 of the service, and routing.py, which runs it in a thread and a session of database.py.
 A setting is declared in settings.py or by a feature, checked before anything starts, and listed
 by `python -m app settings`.
-A start goes through serve.py: settings, volume, lock, restore, migrations, server.
+A start goes through serve.py: settings, volume, imports, lock, restore, migrations, server.
 A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
-the connections, and logs.py writes the last lines of the log. deadlines.py has its limits.
+the connections, and logs.py writes the last lines of the log. answers.py has its limits.
 
     answers                           the template's answers, and values of the features
     assembly                          the settings, backup, features and code of this service
@@ -21,7 +21,7 @@ the connections, and logs.py writes the last lines of the log. deadlines.py has 
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks                the commands of `python -m app`
     serve, migrate                    the start
-    gunicorn, worker, garbage         the processes that serve
+    gunicorn, worker                  the processes that serve
     application, http, bounds, logs   what surrounds a request
     openapi                           the document of the routes
     routing, database                 routes in the database

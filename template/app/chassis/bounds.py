@@ -15,7 +15,6 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.chassis import deadlines
 from app.chassis.http import (
     CONTENT_POLICY,
     MAPPED,
@@ -35,6 +34,12 @@ PIPELINED: Final = 10  # Requests that wait in a connection while another one is
 LINGER: Final = 2.0  # Seconds for a refused client to go on sending, so that it reads the answer
 BYTES_ACKED: Final = 120  # Offset in tcp_info (linux/tcp.h) of what the client has confirmed
 SCHEMES: Final = frozenset({b"http", b"https"})
+
+UNREAD: Final = 60
+"""Seconds after which a client that reads nothing of its answer is disconnected."""
+
+UNREAD_AT_A_STOP: Final = 2
+"""Seconds for such a client while the service stops."""
 
 REFUSALS: Final = {
     400: "This is no valid HTTP request",
@@ -72,7 +77,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.patience: float = deadlines.UNREAD
+        self.patience: float = UNREAD
         self.arrived = 0
         self.next_look: asyncio.TimerHandle | None = None
 
@@ -86,7 +91,7 @@ class PatientProtocol(HttpToolsProtocol):
         """End the streams and give the client less time, because the service stops."""
         super().shutdown()
         open_streams.stop()
-        self.patience = deadlines.UNREAD_AT_A_STOP
+        self.patience = UNREAD_AT_A_STOP
         self.watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -102,7 +107,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.next_look = None
         if self.transport.get_write_buffer_size() and self.bytes_arrived() == self.arrived:
             self.transport.abort()
-        elif self.flow.write_paused or self.patience == deadlines.UNREAD_AT_A_STOP:
+        elif self.flow.write_paused or self.patience == UNREAD_AT_A_STOP:
             self.watch()
 
     def look_no_more(self) -> None:

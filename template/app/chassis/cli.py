@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from app.chassis import garbage
 from app.chassis.errors import StartupError
 
 if TYPE_CHECKING:
@@ -136,17 +135,15 @@ def prepared_settings() -> "ChassisSettings":
 
 
 def start(_: argparse.Namespace) -> int:
-    with garbage.collection_paused():
-        from app.chassis import serve
+    from app.chassis import serve
 
-        settings = load_settings()
-    serve.start(settings)
+    serve.start()
 
 
 def serve(options: argparse.Namespace) -> int:
     from app.chassis import serve
 
-    serve.serve(load_settings(), reload=options.reload)
+    serve.serve(reload=options.reload)
 
 
 def migrate(_: argparse.Namespace) -> int:

@@ -8,12 +8,12 @@ options and as the three LOG_ variables.
 import gc
 import os
 
-from app.chassis import deadlines, logs
+from app.chassis import answers, logs
 from app.chassis.checks import finding as finding  # This import makes HEALTH before the fork
 
 worker_class = "app.chassis.worker.Worker"
 timeout = 30
-graceful_timeout = deadlines.WORKERS
+graceful_timeout = answers.WORKER_SECONDS
 keepalive = 65
 control_socket_disable = True
 # The directory is in memory where possible, because a worker that waits for a slow disk would
@@ -40,6 +40,8 @@ def pre_fork(_: object, __: object) -> None:
 
 def on_exit(_: object) -> None:
     """Flush the last changes when the workers have ended and nothing is written any more."""
+    if not answers.SUPERVISED:
+        return
     # The import comes only now, because it brings the settings' libraries with it
     from app.chassis import assembly
 

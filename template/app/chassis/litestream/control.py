@@ -17,7 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
-from app.chassis import deadlines
+from app.chassis import answers
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def flush() -> None:
         return
     started = time.monotonic()
     try:
-        confirm(Path(control_socket), Path(os.environ["DATABASE_PATH"]), deadlines.FLUSH)
+        confirm(Path(control_socket), Path(os.environ["DATABASE_PATH"]), answers.FLUSH_SECONDS)
     except ControlError as error:
         logger.error("Replication: stopping before the bucket has every change: %s", error)
         return

@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 WAIT_MESSAGE_EVERY: Final = 5.0
-LOCK_POLL: Final = 0.1
+LOCK_POLL: Final = 0.02
 
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags to open what is locked, which never follow a symbolic link to another file."""
@@ -245,7 +245,13 @@ def locked(database: Path, timeout: float = 0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def acquire_lock(database: Path, timeout: float) -> int:
+def acquire_lock(
+    database: Path,
+    timeout: float,
+    *,
+    process: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Lock the database for this service alone, also across exec.
 
     During a deploy the previous container may still be finishing on the same volume, so this waits
@@ -255,6 +261,8 @@ def acquire_lock(database: Path, timeout: float) -> int:
     Args:
         database: Database file. The lock is a file beside it.
         timeout: Seconds to wait for another holder.
+        process: Process id that others are told, by default this process's.
+        meanwhile: Function to call whenever this tells that it waits.
 
     Returns:
         The descriptor that holds the lock.
@@ -269,20 +277,22 @@ def acquire_lock(database: Path, timeout: float) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
     deadline, say_at = time.monotonic() + timeout, 0.0
     while not take(descriptor):
-        now, other = time.monotonic(), holder(database) or "unknown"
+        now = time.monotonic()
         if now >= deadline:
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({other}). "
+                f"Storage: {database} is in use by another service ({holder(database)}). "
                 "Stop that one first, or let it finish and start again."
             )
         if now >= say_at:
+            other = holder(database) or "unknown"
             told = "Waiting for the service that still uses %s (%s), up to %.0f s"
             logger.info(told, database, other, deadline - now)
             say_at = now + WAIT_MESSAGE_EVERY
+            meanwhile()
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
+    os.pwrite(descriptor, f"{socket.gethostname()}, process {process or os.getpid()}".encode(), 0)
     os.set_inheritable(descriptor, True)
     adopt(database, timeout)
     return descriptor

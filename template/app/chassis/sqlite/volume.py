@@ -278,14 +278,15 @@ def acquire_lock(
     deadline, say_at = time.monotonic() + timeout, 0.0
     while not take(descriptor):
         now = time.monotonic()
+        if now >= min(say_at, deadline):
+            other = holder(database) or "unknown"
         if now >= deadline:
             os.close(descriptor)
             raise StartupError(
-                f"Storage: {database} is in use by another service ({holder(database)}). "
+                f"Storage: {database} is in use by another service ({other}). "
                 "Stop that one first, or let it finish and start again."
             )
         if now >= say_at:
-            other = holder(database) or "unknown"
             told = "Waiting for the service that still uses %s (%s), up to %.0f s"
             logger.info(told, database, other, deadline - now)
             say_at = now + WAIT_MESSAGE_EVERY

@@ -31,7 +31,7 @@ FIXED_SQLITE: Final = (3, 51, 3)
 
 SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
 
-RESTORE: Final = "restore it from a backup (README.md, Restore)"
+RESTORE: Final = "restore it from a backup (RUNBOOK.md, Restore)"
 
 
 def check(settings: CoreSettings, metadata: MetaData) -> Iterator[Finding]:
@@ -273,7 +273,7 @@ def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
         yield warning(
             "database.rows",
             "; ".join(broken),
-            "correct or delete them: README.md, When something is wrong",
+            "correct or delete them: RUNBOOK.md, When something is wrong",
         )
     else:
         yield ok("database.rows", "no row breaks a rule of its table")

@@ -80,5 +80,5 @@ def test_the_readme_has_five_commands(answers: Answers, render: Render) -> None:
     assert subprocess.run(["bash", "-n", "-c", block]).returncode == 0
     cli = (project / "app" / "chassis" / "cli.py").read_text(encoding="utf-8")
     for command in re.findall(r"python -m app (\w+)", block):
-        assert re.search(rf"^    (?:\w+ = )?add\((?:show_)?{command}, ", cli, re.MULTILINE), command
+        assert re.search(rf"^    (?:\w+ = )?add\({command}, ", cli, re.MULTILINE), command
     assert len(text.splitlines()) <= 45

@@ -13,9 +13,9 @@ SETTLED = 5.0
 STEPS = {
     "Python itself": "pass",
     "the settings": "from app.settings import Settings; Settings.load()",
-    "the steps before the server": "from app.chassis import serve; settings = serve.load_settings()"
-    "; serve.prepare(settings, settings.bind)",
-    "gunicorn": "import app.chassis.worker",
+    "the steps before the server": "from app.chassis.serve import prepare; import app.settings; "
+    "settings = app.settings.Settings.load(); prepare(settings, settings.bind)",
+    "gunicorn": "import gunicorn.app.wsgiapp, gunicorn.arbiter, app.chassis.gunicorn",
     "FastAPI, uvicorn and the loop": "import fastapi, uvicorn, uvloop, httptools",
     "the application": "import app.main; app.main.create_app()",
 }

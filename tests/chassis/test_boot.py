@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from app.chassis import answers, assembly
+from app.chassis import assembly
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.testing import required_variables
 from app.settings import Settings
@@ -74,12 +74,6 @@ class Service:
                     return self
             except httpx.TransportError:
                 time.sleep(0.05)
-
-    def children(self) -> list[int]:
-        pid = self.process.pid
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -156,46 +150,6 @@ def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -
     patient.wait_until_healthy()
 
 
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.skipif(answers.SUPERVISED, reason="another program starts the server")
-def test_a_start_that_waits_has_imported_what_it_will_serve_with(
-    services: list[Service], tmp_path: Path
-) -> None:
-    services.append(first := Service(tmp_path).wait_until_healthy())
-    services.append(second := Service(tmp_path, LOCK_TIMEOUT="60"))
-    second.wait_for("Waiting for the service that still uses")
-    (waiting,) = second.children()
-    # These are imported only for the server
-    deadline = time.monotonic() + 20
-    maps = ""
-    while not ("/httptools/" in maps and "/sqlalchemy/" in maps):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-        maps = Path(f"/proc/{waiting}/maps").read_text()
-    assert second.process.pid not in {waiting, first.process.pid}
-
-    assert first.stop() == 0
-    second.wait_until_healthy()
-    assert second.children() == [waiting]
-    assert second.stop() == 0
-
-
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.skipif(answers.SUPERVISED, reason="another program starts the server")
-def test_a_first_worker_that_is_killed_before_it_serves_ends_the_start(
-    services: list[Service], tmp_path: Path
-) -> None:
-    services.append(Service(tmp_path).wait_until_healthy())
-    services.append(second := Service(tmp_path, LOCK_TIMEOUT="60"))
-    second.wait_for("Waiting for the service that still uses")
-    (waiting,) = second.children()
-    os.kill(waiting, signal.SIGKILL)
-    assert second.process.wait(DEADLINE) == 128 + signal.SIGKILL
-    assert "Traceback" not in second.output()
-
-
 @pytest.mark.parametrize("command", ["start", "serve"])
 def test_an_occupied_port_is_refused_in_one_line(
     services: list[Service], tmp_path: Path, command: str
@@ -252,8 +206,7 @@ def test_the_servers_first_process_loads_no_server() -> None:
     """It never serves, and what it has in memory is there for as long as the service runs."""
     script = """
 import sys
-from app.chassis import cli, gunicorn, serve, worker
-worker.Application()
+from app.chassis import gunicorn, worker
 needless = {"asyncio", "ctypes", "fastapi", "pydantic", "sqlalchemy", "uvicorn"}
 assert not needless & sys.modules.keys()
 """

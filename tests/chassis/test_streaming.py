@@ -1,6 +1,7 @@
 """Event streams: what is sent, and when they end."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.types import Message
 
+from app.chassis.application import streams_stopped_by_signals
 from app.chassis.streaming import (
     EVENTS_IN_A_PASS,
     Events,
@@ -226,3 +228,35 @@ def test_streams_that_never_wait_leave_turns_to_everyone_else() -> None:
         await asyncio.gather(*streams, return_exceptions=True)
 
     run(scenario)
+
+
+def test_the_server_hears_of_signals_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM comes while SIGINT is being handled, as at a Ctrl-C under a reloader."""
+    heard: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+
+    async def interrupted() -> None:
+        with streams_stopped_by_signals():
+            loop = asyncio.get_running_loop()
+            scheduled: list[object] = []
+
+            def schedule(call: object) -> None:
+                scheduled.append(call)
+                if len(scheduled) == 1:
+                    signal.raise_signal(signal.SIGTERM)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(loop, "call_soon_threadsafe", schedule)
+                signal.raise_signal(signal.SIGINT)
+            assert len(scheduled) == 2
+
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(interrupted())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGINT, signal.SIGTERM]

@@ -1,9 +1,18 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """FastAPI application with the chassis's middleware, routes and error handlers."""
 
+import asyncio
 import logging.config
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,6 +36,7 @@ from app.chassis.assembly import ChassisSettings
 from app.chassis.database import Database, DatabaseBusyError, DatabaseUnavailableError
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
 from app.chassis.sqlite.engines import find_conflict
+from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 
 logger = logging.getLogger(__name__)
@@ -121,12 +131,13 @@ def create_application(
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with (
-                monitor.watching(),
-                assembly.running(app),
-                lifespan(app) if lifespan else nullcontext(),
-            ):
-                yield
+            with streams_stopped_by_signals():
+                async with (
+                    monitor.watching(),
+                    assembly.running(app),
+                    lifespan(app) if lifespan else nullcontext(),
+                ):
+                    yield
         finally:
             database.dispose()
 
@@ -159,6 +170,39 @@ def create_application(
     ]
     app.user_middleware = []
     return app
+
+
+@contextmanager
+def streams_stopped_by_signals() -> Iterator[None]:
+    """End the event streams on SIGTERM and SIGINT, under any server.
+
+    A server waits for open responses before it shuts an application down. Our own protocol tells
+    the streams of a stop, and others do not.
+    """
+    open_streams.stopping = False
+    servers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    # A test client runs the application in a thread, where no signal arrives
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        servers = {number: handler for number, handler in found.items() if callable(handler)}
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # The server hears of the signal first. Ctrl-C reaches every process of a terminal,
+        # and the first of them then sends SIGTERM. A server that heard of SIGTERM first
+        # would end at once, like on a second Ctrl-C, without the service's own end.
+        try:
+            servers[number](number, frame)
+        finally:
+            loop.call_soon_threadsafe(open_streams.stop)
+
+    for number in servers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in servers.items():
+            signal.signal(number, handler)
 
 
 def add_error_handlers(app: FastAPI) -> None:

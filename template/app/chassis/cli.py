@@ -2,6 +2,7 @@
 """Commands of `python -m app`. Each command imports only what it needs."""
 
 import argparse
+import gc
 import json
 import logging.config
 import os
@@ -135,15 +136,19 @@ def prepared_settings() -> "ChassisSettings":
 
 
 def start(_: argparse.Namespace) -> int:
+    gc.disable()  # Nearly all objects that imports make are kept, and it takes long to look at them
     from app.chassis import serve
 
-    serve.start()
+    settings = load_settings()
+    gc.freeze()
+    gc.enable()
+    serve.start(settings)
 
 
 def serve(options: argparse.Namespace) -> int:
     from app.chassis import serve
 
-    serve.serve(reload=options.reload)
+    serve.serve(load_settings(), reload=options.reload)
 
 
 def migrate(_: argparse.Namespace) -> int:

@@ -40,8 +40,6 @@ def pre_fork(_: object, __: object) -> None:
 
 def on_exit(_: object) -> None:
     """Flush the last changes when the workers have ended and nothing is written any more."""
-    if not answers.SUPERVISED:
-        return
     # The import comes only now, because it brings the settings' libraries with it
     from app.chassis import assembly
 

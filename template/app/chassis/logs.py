@@ -27,7 +27,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -95,21 +95,17 @@ def config(level: str, form: str) -> dict[str, Any]:
     }
 
 
-def capture(form: str, lines: int, file: int | None = None) -> None:
+def capture(form: str, lines: int) -> None:
     """Never wait again for the readers of stdout and stderr, unless tests capture these.
 
     Args:
         form: `json` or `text`.
         lines: Lines a second that are no warnings, for all processes together.
-        file: File of another process's lines and counts, to share them.
     """
     if outputs or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return
     formatter = make_formatter(form)
-    shared = Shared(lines, file)
-    if file is not None:
-        shared.fork()
-        shared.forked()
+    shared = Shared(lines)
     output = Output(1, shared, lambda counts: formatter.format(report(counts)))
     outputs.append(output)
     sys.stdout = printed(output, 1, important=False)
@@ -216,7 +212,7 @@ class Lock:
             would take a second patient lock for a deadlock.
     """
 
-    def __init__(self, file: int, byte: int, *, patient: bool) -> None:
+    def __init__(self, file: int | IO[bytes], byte: int, *, patient: bool) -> None:
         self.file, self.byte, self.patient = file, byte, patient
         self.threads = threading.RLock()
 
@@ -271,24 +267,26 @@ class Shared:
 
     Args:
         lines: Lines a second that are no warnings, including the one that reports the rest.
-        file: File of another process's state, to share it. By default a new one is made.
     """
 
-    def __init__(self, lines: int, file: int | None = None) -> None:
+    def __init__(self, lines: int) -> None:
         sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1)
         ends = list(accumulate(sizes, initial=2))
-        self.file = temporary_file() if file is None else file
-        os.ftruncate(self.file, 8 * (ends[-1] + WIDTH * (SLOTS + 1)))
-        cells = memoryview(mmap.mmap(self.file, 0)).cast("d")
+        memory = mmap.mmap(-1, 8 * (ends[-1] + WIDTH * (SLOTS + 1)))
+        cells = memoryview(memory).cast("d")
         self.told_at, self.last_slot = cells[:1], cells[1:2]
         windows = [Window(cells[start:end]) for start, end in pairwise(ends)]
         self.usual, self.important, self.written = windows
         counts = cells[ends[-1] :].cast("B").cast("Q")
         self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
         self.slot = self.forks = 0
-        self.writing = Lock(self.file, 0, patient=True)
+        if sys.platform == "linux":
+            file: int | IO[bytes] = os.memfd_create("log")
+        else:
+            file = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the process
+        self.writing = Lock(file, 0, patient=True)
         """Lock on the descriptors, because a long line is written in several parts."""
-        self.noting = Lock(self.file, 1, patient=False)
+        self.noting = Lock(file, 1, patient=False)
         """Lock on the windows. One line too many is better than none."""
 
     def fork(self) -> None:
@@ -318,13 +316,6 @@ class Shared:
     def note_told(self, counts: list[int]) -> None:
         for place, number in enumerate(counts):
             self.told[place] += number
-
-
-def temporary_file() -> int:
-    if sys.platform == "linux":
-        return os.memfd_create("log")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def report(counts: list[int]) -> logging.LogRecord:

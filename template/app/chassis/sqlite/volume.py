@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -245,13 +245,7 @@ def locked(database: Path, timeout: float = 0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def acquire_lock(
-    database: Path,
-    timeout: float,
-    *,
-    process: int | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> int:
+def acquire_lock(database: Path, timeout: float) -> int:
     """Lock the database for this service alone, also across exec.
 
     During a deploy the previous container may still be finishing on the same volume, so this waits
@@ -261,8 +255,6 @@ def acquire_lock(
     Args:
         database: Database file. The lock is a file beside it.
         timeout: Seconds to wait for another holder.
-        process: Process id that others are told, by default this process's.
-        meanwhile: Function to call whenever this tells that it waits.
 
     Returns:
         The descriptor that holds the lock.
@@ -290,10 +282,9 @@ def acquire_lock(
             told = "Waiting for the service that still uses %s (%s), up to %.0f s"
             logger.info(told, database, other, deadline - now)
             say_at = now + WAIT_MESSAGE_EVERY
-            meanwhile()
         time.sleep(LOCK_POLL)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{socket.gethostname()}, process {process or os.getpid()}".encode(), 0)
+    os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
     os.set_inheritable(descriptor, True)
     adopt(database, timeout)
     return descriptor

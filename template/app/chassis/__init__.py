@@ -3,17 +3,18 @@
 
     from app.chassis import Reader, Router, Writer, create_application
 
-Every file in this directory is replaced by `copier update`. To use the chassis, read database.py,
-routing.py and streaming.py. A name is loaded when it is first asked for, because a command needs
-few of them.
+To use the chassis, read database.py, routing.py and streaming.py. An update brings newer files of
+this directory. A name is loaded when it is first asked for, because commands need few.
 
 A request passes bounds.py (sizes), http.py (request id, log, hosts, body limit), the middleware
 of the service, and routing.py, which runs it in a thread and a session of database.py.
-A setting is declared in settings.py or by a feature, checked before anything starts, and listed
-by `python -m app settings`.
-A start goes through serve.py: settings, volume, imports, lock, restore, migrations, server.
-A stop begins with SIGTERM: streaming.py ends the streams, worker.py the requests, database.py
-the connections, and logs.py writes the last lines of the log. answers.py has its limits.
+Your settings are in app/settings.py, the chassis's in settings.py here, and a feature's in its own
+directory. All are checked before anything starts, and listed by `python -m app settings`.
+A health check of your own is an argument of create_application in application.py.
+A start goes through serve.py: settings, volume, lock, port, restore, migrations, server.
+A stop begins with SIGTERM, which gunicorn passes on to its workers. Streams end first
+(application.py), then requests (worker.py), then the database is closed, and logs.py writes the
+last lines. answers.py has the time limits of a stop.
 
     answers                           the template's answers, and values of the features
     assembly                          the settings, backup, features and code of this service
@@ -30,7 +31,7 @@ the connections, and logs.py writes the last lines of the log. answers.py has it
     health                            whether all is well
     testing                           what tests of the service need
 
-Every directory but checks and sqlite is a feature that was chosen, as its __init__.py says.
+The directories checks and sqlite are always here. Any other is a feature that was chosen.
 """
 
 from importlib import import_module

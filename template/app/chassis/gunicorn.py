@@ -22,7 +22,7 @@ MEMORY = "/dev/shm"  # noqa: S108, its name on every Linux
 worker_tmp_dir = MEMORY if os.access(MEMORY, os.W_OK) else None
 accesslog = None
 if own := os.environ.pop("SERVICE_STDOUT", ""):
-    # The process around the server has another stdout, see litestream/relay.py
+    # The process around the server has another stdout
     os.dup2(int(own), 1)
     os.close(int(own))
 form = os.environ.get("LOG_FORMAT", "text")

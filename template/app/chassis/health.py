@@ -4,7 +4,7 @@
 `/health` checks the database, and `/health/live` only that the process answers. A pooled `SELECT 1`
 goes on answering after the file is deleted or replaced, or its volume is unmounted. So `/health`
 opens the file afresh, takes the write lock, reads the schema's revision and releases the lock.
-Requests at the same time share one check, which begins after they asked.
+Requests that come together share one check, which starts after all of them have asked.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from app.chassis.checks.finding import Unhealthy as Unhealthy
 from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import backup, volume
 from app.chassis.sqlite.driver import open_database, sqlite3
-from app.chassis.sqlite.file import DatabaseFile
+from app.chassis.sqlite.file import DatabaseFile, result_code
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ Outcome = tuple[CheckResult, Exception | None]
 
 
 class Health:
-    """Checks of /health, made once when the service starts.
+    """Checks of /health.
 
     Args:
         settings: The limits, and the version and environment shown.
@@ -119,7 +119,7 @@ class Health:
         self.known = migrate.known_revisions()
         self.heads = migrate.head_revisions()
         self.checks = {"database": self.database, "disk": self.disk, **extra}
-        # The checks have threads of their own, because all the routes' may wait for the database
+        # Each check has a thread of its own, because all threads of the routes may be waiting
         self.limiters = {name: anyio.CapacityLimiter(1) for name in self.checks}
 
     def database(self) -> None:
@@ -134,8 +134,8 @@ class Health:
                 current = migrate.current_revisions(connection)
                 connection.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            raise Unhealthy(REASONS.get(code, "the database does not answer")) from error
+            reason = REASONS.get(result_code(error), "the database does not answer")
+            raise Unhealthy(reason) from error
         if not migrate.is_migrated(current, self.known, self.heads):
             raise Unhealthy("the database is not at this release's schema")
 
@@ -196,7 +196,7 @@ def worst(outcomes: Mapping[str, Outcome]) -> HealthStatus:
 
 
 class Changes:
-    """Log of what is wrong and when it is well again, once a change and not once a request.
+    """Log of what is wrong and of when it is well again, a line for a change, not for a request.
 
     Each worker follows what it sees itself, and does not repeat what another has just logged.
     """
@@ -229,7 +229,8 @@ class Changes:
 def add_routes(app: FastAPI, checks: Health) -> None:
     """Add the two health routes.
 
-    They are Starlette's own routes, because every other request is matched against them first.
+    They are Starlette's own routes, which are cheap to match. Every other request is compared with
+    them first.
     """
     changes = Changes()
 

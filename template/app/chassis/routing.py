@@ -32,8 +32,9 @@ RUNS: Final[dict[Any, Callable[..., Any]]] = {
 class DatabaseRoute(APIRoute):
     """Route that calls its `def` function in the thread of its `Reader` or `Writer`.
 
-    Other functions than `def`, and routes with a dependency that asks for the same session, stay
-    as FastAPI has them. A session of `dependency_overrides` is used in FastAPI's own threads.
+    FastAPI calls it in its usual way if it is no plain `def`, if a dependency asks for the same
+    session, or if it takes an `HTTPConnection`. A session of `dependency_overrides` is used in
+    FastAPI's own threads.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -94,7 +95,7 @@ def called_in_thread(
                 valid = adapter.validate_python(answer, from_attributes=True)
             except ValidationError as error:
                 raise ResponseValidationError(error.errors(), body=answer) from error
-            # FastAPI validates again, which changes no model, but perhaps another value
+            # FastAPI validates again. That does not change a model, but could change other values
             return valid if with_model else answer
 
         app = connection.app

@@ -35,7 +35,7 @@ The whole takes 82 MB with one worker and 230 MB with four.
 STRATEGY_BYTES: Final = {"litestream": 33_000_000}
 """Memory of the processes beside the server, by backup strategy."""
 
-DAILY: Final = "`uvx copier update --defaults --vcs-ref=:current: -d backup=volume`"
+DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
 
 STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
     "none": ("warning", "nothing is backed up", f"{DAILY}, or copy by hand"),

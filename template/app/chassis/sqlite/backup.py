@@ -258,7 +258,7 @@ def require_sound(database: Path) -> frozenset[str]:
     if damage:
         raise StartupError(f"Backup: {database.name} is damaged: {damage}.")
     for line in broken:
-        logger.warning("The copy is whole, and has what was there before: %s", line)
+        logger.warning("The copy is not damaged. It has these rows, as the database had: %s", line)
     return revisions
 
 

@@ -22,11 +22,10 @@ from app.chassis.sqlite.sessions import CursorKeeper, explain, take_back
 from app.chassis.times import STORED
 
 READERS: Final = 4
-"""Maximum number of routes that read at the same time.
+"""Maximum number of routes that read at the same time in the database's threads.
 
-More do not read faster, and leave the writer less of the CPU. Routes that are not a DatabaseRoute
-may have as many connections again. Code outside of a route, such as a stream, may have twice as
-many, and takes none from the routes.
+Other routes may have 4 more connections. Code outside of a route, such as a stream, has 8 of its
+own, and takes none from the routes. More do not read faster, and leave the writer less of the CPU.
 """
 
 BUSY_TIMEOUT: Final = 5.0

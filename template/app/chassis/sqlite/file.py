@@ -116,7 +116,7 @@ class DatabaseFile:
             raise DatabaseUnavailableError.of("the database is read-only")
 
     def hold_to_log(self) -> None:
-        """Remember the log that the writer has open. Whoever deletes it now deletes commits.
+        """Remember the log that the writer has open. If somebody deletes it now, commits are lost.
 
         A stop of the service saves the commits, because the last connection that closes writes
         them to the database.
@@ -130,8 +130,8 @@ class DatabaseFile:
     def is_read_only(self) -> bool:
         """Return whether the file's permissions or the file system refuse writes.
 
-        SQLite's BEGIN IMMEDIATE does not show this, because it writes nothing to the disk. A new
-        connection can get the descriptor of an older one that was opened before the fault.
+        BEGIN IMMEDIATE does not show this, because it writes nothing to the disk, and SQLite may
+        use a descriptor again that was opened before the fault.
         """
         try:
             with tempfile.TemporaryFile(dir=self.path.parent):

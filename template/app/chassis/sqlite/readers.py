@@ -33,11 +33,11 @@ COLLECT_AFTER: Final = 0.1
 
 
 class Work(Generic[Result]):
-    """Function that waits for a thread of the database, with the coroutine that awaits its result.
+    """Function that waits for a thread of the database, while a coroutine awaits its result.
 
     Args:
         function: Function to call with the engine, or with the connection whose transaction it
-            shares. None waits for the writer's turn itself.
+            shares. None waits only for the turn to write.
     """
 
     def __init__(self, function: Callable[[Bind], Result] | None) -> None:
@@ -57,7 +57,7 @@ class Work(Generic[Result]):
         return max(0.0, self.deadline - time.monotonic())
 
     async def wait(self) -> Result:
-        """Return the function's result. Who stops waiting for it does not stop it.
+        """Return the function's result. It still runs if the caller stops waiting.
 
         Raises:
             DatabaseBusyError: It has not begun within BUSY_TIMEOUT.
@@ -69,7 +69,7 @@ class Work(Generic[Result]):
             timer.cancel()
 
     def claim(self) -> bool:
-        """Return True to the first who asks, a thread that will do it or who gives it up."""
+        """Return True to the first caller only, which then does the work or gives it up."""
         return self._claimed.acquire(blocking=False)
 
     def call(self, bind: Bind) -> None:
@@ -208,7 +208,7 @@ class Readers:
                 work.deliver()
 
     def close(self) -> None:
-        """End the threads and close the connections. After a second, work is left to itself."""
+        """End the threads and close the connections. Work that takes over a second is abandoned."""
         with self._starting:
             threads, self._threads = self._threads, []
             for _ in threads:

@@ -264,7 +264,7 @@ def acquire_lock(database: Path, timeout: float) -> int:
     """
     path, advice = beside(database, ".lock"), ownership_advice()
     if path.is_symlink():
-        advice = "It is a symbolic link, which would be written through; remove it."
+        advice = "It is a symbolic link, and writing to it would change another file; remove it."
     with refusing(f"open {path}", advice):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
     deadline, say_at = time.monotonic() + timeout, 0.0

@@ -85,7 +85,7 @@ class SingleWriter:
                     self._wake()
 
     def close(self) -> None:
-        """End the thread and close the connection. After a second, work is left to itself."""
+        """End the thread and close the connection. Work that takes over a second is abandoned."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._wakes.put(False)
@@ -121,7 +121,7 @@ class SingleWriter:
                     works = works[settled:]
 
     def _take(self) -> list[Work[Any]]:
-        """Return the works of the next transactions. Without any, give the turn away."""
+        """Return works for the next transactions, or give a coroutine its turn and return none."""
         with self._lock:
             works: list[Work[Any]] = []
             while self._waiting and len(works) < GROUP:
@@ -144,7 +144,7 @@ class SingleWriter:
         """Run one transaction with the first works, and return how many it settles (1 or more)."""
         begun = 0
         try:
-            # The wait for the turn counts for the lock too, and the first has waited the longest
+            # One limit counts for the turn and the lock, and the first has waited the longest
             with connect(self.engine) as connection:
                 connection.execution_options(busy_timeout=works[0].left)
                 if len(works) == 1:
@@ -160,8 +160,8 @@ class SingleWriter:
                             share(works[begun - 1], connection)
             self.file.require_written()
         except BaseException as error:  # The thread has to live on
-            # Nothing of these works is in the database. Without a lock only the first one fails,
-            # because the others may still get it
+            # None of these works was stored. If the lock did not come, only the first one fails,
+            # because the others have more time left
             begun = max(begun, 1)
             if begun > 1 and isinstance(error, exc.IntegrityError):
                 # One of them has deferred its foreign keys, and nobody knows which one
@@ -172,7 +172,7 @@ class SingleWriter:
 
 
 def share(work: Work[Any], connection: Connection) -> None:
-    """Call a work in a transaction that has others, unless SQLite undoes the transaction.
+    """Call a work in a shared transaction, and raise its error if SQLite has undone all of it.
 
     Raises:
         BaseException: The reason, as of a full disk.

@@ -13,14 +13,14 @@ WAYS = {
     "readers,writer": ("", "both of these"),
     "disk,writer": ("disk", "no groups, commits 5 ms slower on both sides"),
 }
-"""Values of `PLAIN` in plain.py, each with the value that it is compared with and its name."""
+"""Values of `PLAIN` in without.py, each with the value that it is compared with and its name."""
 
 
 def mechanisms(effort: Effort) -> Result:
     """The mixed load on the service, and on the same service with one mechanism made plain."""
     result = Result()
     project = sides.project("mechanisms")
-    shutil.copy2(sides.ROOT / "benchmarks" / "plain.py", project / "app" / "plain.py")
+    shutil.copy2(sides.ROOT / "benchmarks" / "without.py", project / "app" / "plain.py")
     with (project / "app" / "main.py").open("a", encoding="utf-8") as file:
         file.write("\nimport app.plain\n")
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Settings of the service. Add a field here and a line to .env.example."""
+"""Settings of the service. A field without a default needs a value in .env.example."""
 
 from app.chassis import ChassisSettings
 

@@ -137,11 +137,12 @@ def prepared_settings() -> "ChassisSettings":
 
 def start(_: argparse.Namespace) -> int:
     gc.disable()  # Nearly all objects that imports make are kept, and it takes long to look at them
-    from app.chassis import serve
+    try:
+        from app.chassis import serve
 
-    settings = load_settings()
-    gc.freeze()
-    gc.enable()
+        settings = load_settings()
+    finally:
+        gc.enable()
     serve.start(settings)
 
 

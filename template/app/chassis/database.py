@@ -16,7 +16,6 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import HTTPConnection
 
-from app.chassis.sqlite.engines import BUSY_TIMEOUT as BUSY_TIMEOUT
 from app.chassis.sqlite.file import DatabaseBusyError as DatabaseBusyError
 from app.chassis.sqlite.file import DatabaseFile
 from app.chassis.sqlite.file import DatabaseUnavailableError as DatabaseUnavailableError

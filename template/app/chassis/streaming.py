@@ -110,7 +110,7 @@ class EventStream(Response):
 
 
 class _OpenStreams:
-    """Streams of this process, which its server stops before it waits for open responses."""
+    """Streams of this process. They end before the server waits for open responses."""
 
     def __init__(self) -> None:
         self.stopping = False

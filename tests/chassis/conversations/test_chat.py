@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
 from app.chassis.conversations import replies, routes
@@ -568,6 +568,24 @@ def test_an_answer_that_ends_is_not_taken_for_unfinished(
         assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
 
     assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
+
+
+def test_answers_that_end_together_share_transactions(
+    service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "SAVE_EVERY", 60.0)
+    database, commits, gate = service.app.state.database, count(), threading.Event()
+    model.pieces = ["Hello", gate]
+    threads = [service.thread_id() for _ in range(10)]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(service.chat(thread)) for thread in threads]
+        event.listen(database._writer.engine, "commit", lambda _: next(commits))
+        with database.write() as session:
+            session.connection()
+            gate.set()
+            time.sleep(0.5)
+        assert {stream.rest()[-1].data["status"] for stream in streams} == {"complete"}
+    assert next(commits) < 6
 
 
 def test_nothing_is_written_when_nothing_is_unfinished(service: Service) -> None:

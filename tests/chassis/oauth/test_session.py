@@ -12,8 +12,8 @@ from itsdangerous import TimestampSigner
 from pydantic import SecretStr
 from starlette.testclient import WebSocketDenialResponse
 
-from app.chassis.database import BUSY_TIMEOUT
 from app.chassis.oauth.session import CurrentUser, OptionalUser, cookie_key, current_user_id
+from app.chassis.sqlite.engines import BUSY_TIMEOUT
 from app.main import create_app
 from app.settings import Settings
 

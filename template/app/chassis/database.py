@@ -34,7 +34,7 @@ TOO_LONG: Final = (
 class Database:
     """Readers and the writer of one file.
 
-    All four ways to a session raise DatabaseBusyError if others took longer than BUSY_TIMEOUT,
+    All four ways to a session raise DatabaseBusyError if others took longer than 5 s,
     and DatabaseUnavailableError if the file is missing, full or damaged.
 
     Args:

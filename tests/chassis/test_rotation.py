@@ -138,14 +138,14 @@ def test_a_copy_that_does_not_fit_is_refused_and_said(
     assert shown["message"] == "there is no room for a copy of the database"
 
 
-def test_the_age_is_shown_and_an_old_one_is_said(watch: Rotation) -> None:
+def test_the_age_is_shown_and_an_old_one_is_said(watch: Rotation, settings: Settings) -> None:
     (finding,) = rotation.check(watch.settings)
     assert finding.status == "skipped"
     put(watch, datetime.now(UTC) - LATE - timedelta(minutes=1))
     (finding,) = rotation.check(watch.settings)
     assert finding.status == "warning"
 
-    with TestClient(create_application(watch.settings)) as client:
+    with TestClient(create_application(settings)) as client:
         old = client.get("/health").json()["checks"]["copies"]
         assert old["message"] == "the newest copy of the database is too old"
         watch.look()

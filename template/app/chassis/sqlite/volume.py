@@ -36,7 +36,8 @@ def prepare(settings: CoreSettings) -> None:
             database is in it, or DATABASE_URL names a directory.
     """
     database, directory = settings.database_path, settings.database_path.parent
-    if database.is_dir():
+    # Path.is_dir would raise where this user may not look into the directory
+    if os.path.isdir(database):
         raise StartupError(
             f"Storage: DATABASE_URL names the directory {database}; "
             "add the name of a file in it, such as app.db."
@@ -263,7 +264,7 @@ def acquire_lock(database: Path, timeout: float) -> int:
         StartupError: Another service still holds it after the timeout.
     """
     path, advice = beside(database, ".lock"), ownership_advice()
-    if path.is_symlink():
+    if os.path.islink(path):
         advice = "It is a symbolic link, and writing to it would change another file; remove it."
     with refusing(f"open {path}", advice):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)

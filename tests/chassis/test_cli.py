@@ -1,6 +1,11 @@
 """The commands that come back; starting the service is in test_boot.py."""
 
+import errno
+import gc
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +106,62 @@ def test_an_error_is_one_line_and_a_code(
     error = capsys.readouterr().err
     assert "PORT: " in error
     assert "hunter2" not in error
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A volume with a database into which this user may not look, also where that is root."""
+    directory = tmp_path / "closed"
+    directory.mkdir()
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{directory}/app.db")
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{directory}/"):
+            refuse(path)
+        return real_stat(path, *arguments, **options)
+
+    def scandir(path: Any = ".") -> Any:
+        if str(path).startswith(str(directory)):
+            refuse(path)
+        return real_scandir(path)
+
+    real_stat, real_scandir = os.stat, os.scandir
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: refuse(options["dir"]))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["migrate"], "Storage: cannot write to "),
+        (["restore", "--latest"], "Storage: cannot write to "),
+        (["backup"], "app.db cannot be used as uid "),
+        (["check"], "app.db cannot be read as uid "),
+        (["status"], "newest backup  none"),
+    ],
+)
+def test_a_volume_that_may_not_be_looked_into_is_told_in_lines(
+    arguments: list[str], told: str, closed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+
+    captured = capsys.readouterr()
+    assert str(closed) in captured.out + captured.err
+    assert told in captured.out + captured.err
+    assert captured.err.count("\n") <= 1
+
+
+def test_a_start_that_is_refused_leaves_the_collector_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", "no number")
+
+    assert main(["start"]) == 78
+    assert "PORT" in capsys.readouterr().err
+    assert gc.isenabled()
+    assert not gc.get_freeze_count()

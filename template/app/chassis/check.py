@@ -16,7 +16,7 @@ from dotenv.parser import parse_stream
 
 from app.chassis import assembly
 from app.chassis.checks import deployment, service
-from app.chassis.checks.finding import Finding, FindingStatus, ok, skipped
+from app.chassis.checks.finding import Finding, FindingStatus, failed, ok, skipped
 from app.chassis.errors import ConfigurationError, StartupError
 from app.chassis.sqlite import probes
 
@@ -42,17 +42,26 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings = [ok("settings", f"{len(kind.model_fields)} settings are valid")]
         findings += service.check(settings, os.environ)
         if here:
-            findings += probes.check(settings, assembly.metadata())
+            findings += readable("volume", probes.check(settings, assembly.metadata()))
             findings.append(service.memory(settings))
         else:
             findings.append(probes.database_path(settings))
             unknown = "only known where it is mounted: run `check` there as well"
             findings.append(skipped("volume", unknown))
-        findings += assembly.check_backup(settings)
+        findings += readable("backup.newest", assembly.check_backup(settings))
         findings += assembly.check_features(settings)
         findings += deployment.check()
         findings.append(service.routes(settings))
     return findings
+
+
+def readable(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield findings, and a failed one in place of the rest where this user may not look."""
+    try:
+        yield from findings
+    except PermissionError as error:
+        verdict = f"{error.filename} cannot be read as uid {os.geteuid()}"
+        yield failed(name, verdict, "run `check` as the service's user")
 
 
 @contextmanager

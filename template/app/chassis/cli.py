@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        told = f"{error.filename} cannot be used as uid {os.geteuid()}: {error.strerror}"
+        print(f"Storage: {told}. Run the command as the service's user.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return code
@@ -142,6 +146,9 @@ def start(_: argparse.Namespace) -> int:
 
         settings = load_settings()
     finally:
+        # These two calls make the new objects old, or all would be looked at once more
+        gc.freeze()
+        gc.unfreeze()
         gc.enable()
     serve.start(settings)
 

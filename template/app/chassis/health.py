@@ -268,7 +268,7 @@ def figures(settings: CoreSettings, extra: Mapping[str, HealthCheck]) -> dict[st
     health = Health(settings, DatabaseFile(database), extra)
     report = health.report(anyio.run(health.outcomes))
     checks = report.pop("checks")
-    newest = backup.newest(database)
+    newest = known(lambda: backup.newest(database))
     return {
         **report,
         "running": volume.holder(database) is not None,

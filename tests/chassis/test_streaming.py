@@ -1,16 +1,25 @@
 """Event streams: what is sent, and when they end."""
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from starlette.types import Message
 
-from app.chassis.application import streams_stopped_by_signals
+from app.chassis.application import create_application, streams_stopped_by_signals
+from app.chassis.settings import PROJECT_ROOT
 from app.chassis.streaming import (
     EVENTS_IN_A_PASS,
     Events,
@@ -19,6 +28,7 @@ from app.chassis.streaming import (
     _encode,
     open_streams,
 )
+from app.settings import Settings
 
 
 class Client:
@@ -260,3 +270,61 @@ def test_the_server_hears_of_signals_in_their_order(monkeypatch: pytest.MonkeyPa
         for number, handler in before.items():
             signal.signal(number, handler)
     assert heard == [signal.SIGINT, signal.SIGTERM]
+
+
+PLAIN = """
+import asyncio, sys, uvicorn
+from app.chassis import EventStream, ServerSentEvent, create_application
+from app.settings import Settings
+
+app = create_application(Settings.load())
+
+async def waiting():
+    yield ServerSentEvent(data="begun")
+    await asyncio.Event().wait()
+
+@app.get("/waiting", response_class=EventStream)
+async def wait():
+    return EventStream(waiting())
+
+uvicorn.run(app, port=int(sys.argv[1]))
+"""
+
+
+def test_a_server_with_a_protocol_of_its_own_ends_streams_too(tmp_path: Path) -> None:
+    """As `uvicorn app.main:create_app --factory`, which a development environment may start."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/app.db"}
+    command = [sys.executable, "-c", PLAIN, str(port)]
+    server = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment)
+    try:
+        with opened(f"http://127.0.0.1:{port}/waiting") as response:
+            lines = response.iter_lines()
+            assert next(lines) == 'data: "begun"'
+            server.terminate()
+            server.wait(5)
+            assert "event: shutdown" in lines
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def opened(url: str) -> Iterator[httpx.Response]:
+    """Ask as soon as the server listens."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with httpx.stream("GET", url, timeout=20) as response:
+                yield response
+                return
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_second_server_in_a_process_has_streams_again(settings: Settings) -> None:
+    open_streams.stopping = True
+    with TestClient(create_application(settings)):
+        assert not open_streams.stopping

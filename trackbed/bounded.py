@@ -4,11 +4,11 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread, main_thread
 from time import monotonic
 from typing import IO
 
@@ -26,6 +26,10 @@ SET_CHILD_SUBREAPER = 36
 
 running: set[int] = set()
 lock = Lock()
+held = False
+"""Whether a signal waits, because what it would interrupt could not be undone."""
+waiting: list[tuple[int, Callable[[int], object]]] = []
+"""Signals that came meanwhile, with what they do."""
 
 
 class Exceeded(Exception):
@@ -68,43 +72,47 @@ def run(
         Exceeded: it was killed.
         OSError: it cannot be started.
     """
-    with open(stdin or os.devnull, "rb") as given:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=env,
-            stdin=given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
-            start_new_session=True,
-        )
-    with lock:
-        running.add(process.pid)
+    process = None
     too_much: list[bool] = []
-    pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
-    kept = [bytearray() for _ in pipes]
-    readers = [
-        Thread(target=read, args=(process, pipe, into, output, tail, too_much), daemon=True)
-        for pipe, into in zip(pipes, kept, strict=True)
-    ]
+    readers: list[tuple[Thread, IO[bytes]]] = []
+    kept: list[bytearray] = []
     try:
-        for reader in readers:
-            reader.start()
+        # Nothing would end a program that has been started and is not in `running` yet
+        with signals_held(), open(stdin or os.devnull, "rb") as given:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+                start_new_session=True,
+            )
+            with lock:
+                running.add(process.pid)
+            for pipe in (process.stdout, process.stderr):
+                if pipe:
+                    kept.append(bytearray())
+                    arguments = (process, pipe, kept[-1], output, tail, too_much)
+                    reader = Thread(target=read, args=arguments, daemon=True)
+                    reader.start()
+                    readers.append((reader, pipe))
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise Exceeded(f"took more than {seconds:g} s") from None
         until = monotonic() + GRACE
-        for reader in readers:
+        for reader, _ in readers:
             reader.join(max(0.0, until - monotonic()))
         if too_much:
             raise Exceeded(f"printed more than {output // MEGABYTE} MB")
     finally:
-        kill(process.pid)
-        process.wait()
-        with lock:
-            running.discard(process.pid)
-        for reader, pipe in zip(readers, pipes, strict=True):
+        if process:
+            kill(process.pid)
+            process.wait()
+            with lock:
+                running.discard(process.pid)
+        for reader, pipe in readers:
             reader.join(GRACE)
             if not reader.is_alive():
                 pipe.close()
@@ -139,6 +147,36 @@ def kill(group: int) -> None:
             os.killpg(group, signal.SIGKILL)
         else:
             os.kill(group, signal.SIGTERM)
+
+
+def on_signal(number: int, then: Callable[[int], object]) -> None:
+    """Set what a signal does, now or when `signals_held` ends."""
+
+    def receive(number: int, _: object) -> None:
+        if held:
+            waiting.append((number, then))
+        else:
+            then(number)
+
+    signal.signal(number, receive)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals wait, in the thread that receives them."""
+    global held
+    if current_thread() is not main_thread():
+        yield
+        return
+    before, held = held, True
+    try:
+        yield
+    finally:
+        held = before
+        if waiting and not held:
+            number, then = waiting[0]
+            waiting.clear()  # The first one ends what runs here
+            then(number)
 
 
 def adopt() -> None:

@@ -2,18 +2,16 @@
 
 import os
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from trackbed import bounded
 from trackbed.errors import FleetError, ServiceError
 from trackbed.git import git
 from trackbed.merge import LOCK, Trial, record
 from trackbed.personal import git as own_git
 from trackbed.project import Project, names
-
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def require_committed(project: Project) -> None:
@@ -133,23 +131,19 @@ def undone_on_failure(trial: Trial, paths: list[str]) -> Iterator[None]:
         (kept / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(top / name, kept / name, follow_symlinks=False)
     shutil.copy2(index, trial.scratch / "kept-index")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        try:
-            yield
-            if signal.sigpending() & SIGNALS:
-                raise InterruptedError
-        except BaseException:
-            for name in paths:
-                delete(top, name)
-            for name in before:
-                (top / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(kept / name, top / name, follow_symlinks=False)
-            shutil.copy2(trial.scratch / "kept-index", index)
-            raise
-    except InterruptedError:
-        pass  # The signal itself ends the command, when it is let through below
+        with bounded.signals_held():
+            try:
+                yield
+                if bounded.waiting:
+                    raise KeyboardInterrupt
+            except BaseException:
+                for name in paths:
+                    delete(top, name)
+                for name in before:
+                    (top / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(kept / name, top / name, follow_symlinks=False)
+                shutil.copy2(trial.scratch / "kept-index", index)
+                raise
     except (OSError, ServiceError) as error:
         raise FleetError(f"nothing is updated: {error}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

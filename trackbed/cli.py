@@ -8,7 +8,7 @@ import sys
 import typer
 
 from trackbed import personal, single
-from trackbed.bounded import stop
+from trackbed.bounded import on_signal, stop
 from trackbed.errors import FleetError, ServiceError, printable
 from trackbed.fleet import app as fleet_app
 from trackbed.git import isolate
@@ -47,11 +47,18 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def interrupt(number: int, frame: object) -> None:
+def interrupt(number: int) -> None:
     """End the programs that run, and with them the threads that wait for them."""
-    signal.signal(number, signal.SIG_IGN)  # A second signal would interrupt the cleanup
+    for other in interruptions():  # A second signal would interrupt the cleanup
+        signal.signal(other, signal.SIG_IGN)
     stop()
     raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+
+
+def interruptions() -> list[signal.Signals]:
+    """Return the signals that end a command, as far as this system has them."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def main() -> None:
@@ -68,9 +75,8 @@ def run(command: typer.Typer) -> None:
     """Run a command, and end with one line and an exit code if it is mistaken or interrupted."""
     personal.remember()
     isolate()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), interrupt)
+    for number in interruptions():
+        on_signal(number, interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -137,7 +137,7 @@ def serve(function: Callable[[Any], Any], connection: Connection) -> None:
     if os.name == "posix":
         os.setsid()  # The terminal's signals are for the command, which ends this process
     bounded.adopt()
-    signal.signal(signal.SIGTERM, leave)
+    bounded.on_signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # The output of a template's tasks is no part of a report
     incoming, given = context().Pipe(duplex=False)

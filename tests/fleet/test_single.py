@@ -724,11 +724,19 @@ def test_a_file_that_cannot_be_written_undoes_the_others(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(os.killpg, signal.SIGINT, 130), (os.kill, signal.SIGTERM, 143)],
+    ids=["to git too, as a terminal does", "to the command alone"],
+)
 def test_an_interruption_while_files_are_written_undoes_them(
     service: Path,
     environment: dict[str, str],
     fingerprint: Callable[[Path], dict[str, str]],
     tmp_path: Path,
+    send: Callable[[int, int], None],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     filtering(service, f"touch {tmp_path}/writing; sleep 3; cat")
     before = fingerprint(service)
@@ -745,11 +753,12 @@ def test_an_interruption_while_files_are_written_undoes_them(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    send(process.pid, number)
     out, err = process.communicate(timeout=60)
 
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, out, err) == (code, b"", b"")
     assert fingerprint(service) == before
+    assert not (service / ".git" / "index.lock").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -11,6 +11,9 @@ from cases import Make
 from history import NEXT, VERSIONS, RunCopier, conflicts, contents, update
 from support import ROOT, commit, git, recorded, tool
 
+BEFORE_CONTRACT = VERSIONS[: VERSIONS.index("0.4.1") + 1]
+"""Releases that have tests/chassis, and neither tests/contract nor .gitattributes."""
+
 OWN = ["aiosqlite", "jinja2", "pandas", "sqlmodel", "stripe", "tenacity", "zstandard"]
 OWN_TOOLS = ["freezegun", "ipdb", "mutmut", "polyfactory", "respx", "types-requests"]
 
@@ -89,7 +92,7 @@ def has(project: Path, directory: str) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("release", VERSIONS)
+@pytest.mark.parametrize("release", BEFORE_CONTRACT)
 def test_the_chassis_tests_go_and_an_edit_in_them_is_told(release: str, make: Make) -> None:
     project = make(release, {})
     test = project / "tests/chassis/test_http.py"
@@ -108,7 +111,7 @@ def test_the_chassis_tests_go_and_an_edit_in_them_is_told(release: str, make: Ma
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("release", [VERSIONS[-1]])
+@pytest.mark.parametrize("release", [BEFORE_CONTRACT[-1]])
 def test_tests_that_were_deleted_stay_so(
     release: str, make: Make, run_copier: RunCopier, tmp_path: Path
 ) -> None:
@@ -131,7 +134,7 @@ def test_tests_that_were_deleted_stay_so(
 @pytest.mark.long
 def test_attributes_of_ones_own_are_kept(make: Make) -> None:
     """The template has brought the file later than people may have made one."""
-    project = make(VERSIONS[-1], {})
+    project = make(BEFORE_CONTRACT[-1], {})
     (project / ".gitattributes").write_text("*.png filter=lfs\n", encoding="utf-8")
     commit(project, "Attributes")
 

@@ -28,16 +28,19 @@ class Pressed:
     cpu: float
     """Microseconds a request."""
     pss: float
+    switches: float
+    """Changes of threads a request, which other work on the machine moves little."""
 
 
 def pressing(server: Server, path: str, seconds: int, *script: str) -> Callable[[], Pressed]:
     """A measurement, after a load to warm up."""
 
     def measure() -> Pressed:
-        before = server.cpu()
+        cpu, switches = server.cpu(), server.switches()
         load = press(f"{server.url}{path}", seconds, *script)
-        used = server.cpu() - before
-        return Pressed(load, 1e6 * used / max(load.requests, 1), server.pss())
+        used, requests = server.cpu() - cpu, max(load.requests, 1)
+        switched = (server.switches() - switches) / requests
+        return Pressed(load, 1e6 * used / requests, server.pss(), switched)
 
     press(f"{server.url}{path}", WARM_UP, *script)
     return measure

@@ -275,6 +275,9 @@ class Server:
     def pss(self) -> float:
         return measure.pss(self.pid)
 
+    def switches(self) -> int:
+        return measure.switches(self.pid)
+
     def stop(self) -> None:
         """By its id: SIGTERM, and SIGKILL for what is left of its group."""
         if self.process.poll() is None:

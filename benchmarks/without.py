@@ -8,13 +8,15 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
+from app.chassis.sessions import lent
 from app.chassis.sqlite.engines import READERS
 from app.chassis.sqlite.readers import Readers
-from app.chassis.sqlite.sessions import lent
 from app.chassis.sqlite.writer import SingleWriter
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
@@ -30,6 +32,21 @@ def readers() -> None:
                 return function(session)
 
         return await run_sync(read, limiter=limiter)
+
+    Readers.run = run  # type: ignore[method-assign]
+
+
+def four() -> None:
+    """Read in four threads of an executor, which wake the event loop for each result."""
+    executor = ThreadPoolExecutor(READERS)
+
+    async def run(self: Any, function: Callable[[Session], Any]) -> Any:
+        def read() -> Any:
+            with lent(self._route_engine) as session:
+                return function(session)
+
+        call = partial(copy_context().run, read)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
 
     Readers.run = run  # type: ignore[method-assign]
 
@@ -54,4 +71,4 @@ def disk() -> None:
 
 
 for name in filter(None, os.environ.get("PLAIN", "").split(",")):
-    {"readers": readers, "writer": writer, "disk": disk}[name]()
+    {"readers": readers, "four": four, "writer": writer, "disk": disk}[name]()

@@ -70,9 +70,9 @@ def test_a_target_is_met_or_missed(target: Target | None, met: bool | None) -> N
 
 
 def test_a_run_with_an_error_is_lost() -> None:
-    good = Pressed(Load(1000, 1.0, 1.0, 2.0, refused=0, broken=0), 100, 50)
-    bad = Pressed(Load(1000, 1.0, 1.0, 2.0, refused=1, broken=0), 100, 50)
-    broken = Pressed(Load(0, 1.0, 0.0, 0.0, refused=0, broken=0), 0, 50)
+    good = Pressed(Load(1000, 1.0, 1.0, 2.0, refused=0, broken=0), 100, 50, 5)
+    bad = Pressed(Load(1000, 1.0, 1.0, 2.0, refused=1, broken=0), 100, 50, 5)
+    broken = Pressed(Load(0, 1.0, 0.0, 0.0, refused=0, broken=0), 0, 50, 5)
     result = Result(errors=faults("ours", [good, bad, broken]))
     assert result.errors == [
         "ours, run 2 of 3: 1 answers from 400 on",
@@ -289,7 +289,7 @@ def test_an_insert_that_was_acknowledged_and_is_not_there_is_lost(
             def measure() -> Pressed:
                 with connection:
                     connection.executemany("INSERT INTO notes VALUES (?)", [("a",)] * written)
-                return Pressed(Load(9, 1.0, 1.0, 2.0, refused=0, broken=0, inserted=3), 100, 50)
+                return Pressed(Load(9, 1.0, 1.0, 2.0, refused=0, broken=0, inserted=3), 100, 50, 5)
 
             return measure
 

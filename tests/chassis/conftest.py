@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.chassis import answers, migrate
+from app.chassis import answers, migrate, revisions
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.testing import required_variables
 from app.settings import Settings
@@ -52,10 +52,10 @@ def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     """
 
     def add(source: str) -> str:
-        (head,) = migrate.heads_of(migrate.read_revisions(migrate.VERSIONS))
+        (head,) = revisions.heads_of(revisions.read_revisions(revisions.VERSIONS))
         versions = tmp_path / "project" / "migrations" / "versions"
         versions.mkdir(parents=True)
-        for file in migrate.VERSIONS.glob("*.py"):
+        for file in revisions.VERSIONS.glob("*.py"):
             (versions / file.name).write_bytes(file.read_bytes())
         for name in ("env.py", "script.py.mako"):
             original = PROJECT_ROOT / "migrations" / name
@@ -64,8 +64,9 @@ def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
         (tmp_path / "project" / "pyproject.toml").write_text(
             f'[tool.alembic]\nscript_location = "{versions.parent}"\n', encoding="utf-8"
         )
-        monkeypatch.setattr(migrate, "PROJECT_ROOT", tmp_path / "project")
-        monkeypatch.setattr(migrate, "VERSIONS", versions)
+        for module in (migrate, revisions):
+            monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path / "project")
+        monkeypatch.setattr(revisions, "VERSIONS", versions)
         return head
 
     return add

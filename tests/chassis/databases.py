@@ -5,6 +5,21 @@ from functools import cache
 from pathlib import Path
 
 from app.chassis import migrate
+from app.chassis.database import Database
+from app.chassis.sqlite.file import DatabaseFile
+from app.chassis.sqlite.readers import Readers
+from app.chassis.sqlite.writer import SingleWriter
+
+
+def open_at(path: Path, synchronous: str = "FULL") -> Database:
+    """Open the database of a file as the engine does."""
+    file = DatabaseFile(path)
+    return Database(Readers(file), SingleWriter(file, synchronous))
+
+
+def path_of(database: Database) -> Path:
+    assert isinstance(database.writer, SingleWriter)
+    return database.writer.file.path
 
 
 def make_database(path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 from alembic.config import CommandLine
 
 from app.chassis import migrate
+from app.chassis import revisions as lines
 from app.chassis.errors import StartupError
 from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.schema import current_revisions
 from app.settings import Settings
 
 from .databases import make_database
@@ -97,7 +99,7 @@ def beside(settings: Settings) -> Path:
 
 def revisions(database: Path) -> frozenset[str]:
     with closing(open_database(database)) as connection:
-        return migrate.current_revisions(connection)
+        return current_revisions(connection)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -182,12 +184,12 @@ def test_autogenerate_leaves_them_alone(
         connection.execute("CREATE TABLE pages_of_old (id INTEGER PRIMARY KEY)")
         connection.execute("UPDATE alembic_version SET version_num = 'added'")
     monkeypatch.setenv("DATABASE_URL", settings.database_url)
-    monkeypatch.chdir(migrate.VERSIONS.parents[1])
-    before = set(migrate.VERSIONS.glob("*.py"))
+    monkeypatch.chdir(lines.VERSIONS.parents[1])
+    before = set(lines.VERSIONS.glob("*.py"))
 
     CommandLine().main(["revision", "--autogenerate", "-m", "next"])
 
-    (made,) = set(migrate.VERSIONS.glob("*.py")) - before
+    (made,) = set(lines.VERSIONS.glob("*.py")) - before
     source = made.read_text(encoding="utf-8")
     # a revision has to do with this one
     assert 'op.drop_table("pages_of_old")' in source.replace("'", '"')

@@ -14,15 +14,16 @@ from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request
 from fastapi.security import HTTPBearer
 from pydantic_settings import DotEnvSettingsSource
 
-from app.chassis import answers, assembly, check, migrate
-from app.chassis.checks import deployment, service
+from app.chassis import answers, assembly, check, migrate, revisions
+from app.chassis.checks import deployment
 from app.chassis.checks.finding import Finding
 from app.chassis.cli import main
 from app.chassis.database import Reader, Writer
 from app.chassis.errors import StartupError
 from app.chassis.routing import DatabaseRoute
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import probes, volume
+from app.chassis.sqlite import check as probes
+from app.chassis.sqlite import volume
 from app.chassis.sqlite.driver import open_database
 from app.chassis.sqlite.volume import locked
 from app.settings import Settings
@@ -177,10 +178,10 @@ def test_two_newest_revisions_are_said_and_refused(
 ) -> None:
     make_database(settings.database_path)
     add_revision('revision = "a"\ndown_revision = "{head}"\n')
-    assert probes.revisions().status == "ok"
-    first = migrate.VERSIONS / "added.py"
+    assert revisions.check_order().status == "ok"
+    first = revisions.VERSIONS / "added.py"
     other = first.read_text(encoding="utf-8").replace('"a"', '"b"')
-    (migrate.VERSIONS / "other.py").write_text(other, encoding="utf-8")
+    (revisions.VERSIONS / "other.py").write_text(other, encoding="utf-8")
 
     found = by_id(check_here(settings))
 
@@ -190,8 +191,8 @@ def test_two_newest_revisions_are_said_and_refused(
     with pytest.raises(StartupError, match="uv run alembic merge heads"):
         migrate.upgrade(settings.database_path)
     first.unlink()
-    (migrate.VERSIONS / "other.py").write_text('revision = "b"\ndown_revision = "gone"\n')
-    assert "gone is missing, and another one follows it" in probes.revisions().verdict
+    (revisions.VERSIONS / "other.py").write_text('revision = "b"\ndown_revision = "gone"\n')
+    assert "gone is missing, and another one follows it" in revisions.check_order().verdict
 
 
 MOUNTS = """\
@@ -318,7 +319,7 @@ def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.Monke
     make_database(settings.database_path)
     statement("DELETE FROM alembic_version")(settings.database_path)
     statement("CREATE TABLE before_a (id INTEGER)")(settings.database_path)
-    monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)
+    monkeypatch.setattr(revisions, "accepts_tables", lambda _: False)
 
     found = by_id(check_here(settings))["database.schema"]
 
@@ -356,8 +357,11 @@ def test_settings_that_are_allowed_and_probably_not_meant(
         "trusted_proxies": ("10.0.0.0/8", "fd12::/48"),
         "docs_enabled": False,
     }
-    assert by_id(service.check(production(**meant), {}))[name].status == "ok"
-    assert by_id(service.check(production(**{**meant, **changes}), {}))[name].status == "warning"
+    assert by_id(check.check_settings(production(**meant), {}))[name].status == "ok"
+    assert (
+        by_id(check.check_settings(production(**{**meant, **changes}), {}))[name].status
+        == "warning"
+    )
 
 
 def test_what_the_settings_warn_of_is_found(
@@ -366,7 +370,7 @@ def test_what_the_settings_warn_of_is_found(
     told = ["MY_KEY: is odd; change it", "BACKEND_URL: has a check of its own; see there"]
     monkeypatch.setattr(Settings, "warnings", lambda _: told)
 
-    found = by_id(service.check(settings, {}))
+    found = by_id(check.check_settings(settings, {}))
 
     assert found["settings.MY_KEY"] == ("settings.MY_KEY", "warning", "is odd", "change it")
     assert "settings.BACKEND_URL" not in found
@@ -374,10 +378,10 @@ def test_what_the_settings_warn_of_is_found(
 
 def test_features_take_memory_in_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "WORKER_BYTES", 0)
-    without = service.needed_bytes(3)
+    without = check.needed_bytes(3)
     monkeypatch.setattr(answers, "WORKER_BYTES", 5)
 
-    assert service.needed_bytes(3) == without + 15
+    assert check.needed_bytes(3) == without + 15
 
 
 @pytest.mark.parametrize(
@@ -392,14 +396,14 @@ def test_workers_have_to_fit_into_the_memory(
     status: str,
 ) -> None:
     file = tmp_path / "memory.max"
-    limit = int(share * service.needed_bytes(workers))
+    limit = int(share * check.needed_bytes(workers))
     file.write_text(f"{limit}\n", encoding="ascii")
-    monkeypatch.setattr(service, "MEMORY_LIMITS", (file,))
+    monkeypatch.setattr(check, "MEMORY_LIMITS", (file,))
     changed = settings.model_copy(update={"workers": workers})
 
-    assert by_id([service.memory(changed)])["workers.memory"].status == status
+    assert by_id([check.memory(changed)])["workers.memory"].status == status
     file.write_text("max\n", encoding="ascii")
-    assert service.memory(changed).status == "skipped"
+    assert check.memory(changed).status == "skipped"
 
 
 def test_every_start_command_is_the_same(tmp_path: Path) -> None:
@@ -491,7 +495,7 @@ def open_routes(router: APIRouter) -> list[str]:
     app = FastAPI()
     app.include_router(router, prefix="/v1")
     app.mount("/below", router)
-    return sorted(service.open_routes(app.routes))
+    return sorted(check.open_routes(app.routes))
 
 
 def test_a_route_that_writes_for_everybody_is_found() -> None:
@@ -558,12 +562,12 @@ def test_open_routes_are_a_warning_in_production_only(
 
     monkeypatch.setattr("app.main.create_app", create_app)
 
-    (found,) = by_id([service.routes(settings)]).values()
+    (found,) = by_id([check.routes(settings)]).values()
     assert found.status == "ok"
-    (found,) = by_id([service.routes(production())]).values()
+    (found,) = by_id([check.routes(production())]).values()
     assert found.status == "warning"
     assert found.verdict.endswith("POST /0, POST /1, POST /2, POST /3, POST /4 and 2 more")
     monkeypatch.setattr("app.main.create_app", None)
-    (found,) = by_id([service.routes(production())]).values()
+    (found,) = by_id([check.routes(production())]).values()
     assert found.status == "skipped"
     assert capsys.readouterr().out == ""

@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import WebSocketDenialResponse
 
+from app.chassis import assembly
 from app.chassis.database import (
     Database,
     DatabaseBusyError,
@@ -33,7 +34,7 @@ from app.chassis.sqlite.driver import open_database
 from app.main import create_app
 from app.settings import Settings
 
-from .databases import make_database
+from .databases import make_database, open_at, path_of
 
 ROUNDS = 15
 THREADS = 8
@@ -44,7 +45,7 @@ def database(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Database:
     # longer than a busy machine takes for a few routes
     monkeypatch.setattr(writer, "GROUP_SECONDS", 0.5)
     make_database(settings.database_path)
-    made = Database(settings.database_path)
+    made = assembly.engine.open(settings)
     with made.write() as session:
         session.execute(text("CREATE TABLE counter (value INTEGER)"))
         session.execute(text("INSERT INTO counter VALUES (0)"))
@@ -67,7 +68,7 @@ def test_the_pragmas_are_in_force(database: Database) -> None:
 
 
 def test_synchronous_can_be_relaxed(database: Database) -> None:
-    relaxed = Database(database.path, "NORMAL")
+    relaxed = open_at(path_of(database), "NORMAL")
     with relaxed.write() as session:
         assert pragma(session, "synchronous") == 1
     relaxed.dispose()
@@ -93,7 +94,7 @@ def increment(database: Database) -> None:
 
 
 def increment_often(path: Path) -> None:
-    database = Database(path)
+    database = open_at(path)
     with ThreadPoolExecutor(THREADS) as pool:
         for done in [pool.submit(increment, database) for _ in range(ROUNDS * THREADS)]:
             done.result()
@@ -105,7 +106,7 @@ def increment_often(path: Path) -> None:
 def test_no_update_is_lost(database: Database, processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=increment_often, args=(database.path,)) for _ in range(processes)
+        context.Process(target=increment_often, args=(path_of(database),)) for _ in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -122,7 +123,7 @@ def test_waiting_for_the_write_lock_is_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.2)
-    holder = open_database(database.path)
+    holder = open_database(path_of(database))
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseBusyError):
         increment(database)
@@ -134,7 +135,7 @@ def test_a_session_that_none_is_left_for_is_told_so(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.1)
-    few = Database(database.path)
+    few = open_at(path_of(database))
 
     def keep(count: int) -> None:
         with ExitStack() as kept:
@@ -156,37 +157,37 @@ def test_only_what_the_database_itself_fails_at_is_unavailable(database: Databas
         session.execute(text("SELECT value FROM nowhere"))
     assert not isinstance(wrong.value, DatabaseUnavailableError)
     database.dispose()
-    database.path.write_bytes(b"no database at all" * 100)
-    with Database(database.path).read() as session, pytest.raises(DatabaseUnavailableError):
+    path_of(database).write_bytes(b"no database at all" * 100)
+    with open_at(path_of(database)).read() as session, pytest.raises(DatabaseUnavailableError):
         session.execute(text("SELECT value FROM counter"))
 
 
 def test_a_missing_file_is_not_made_anew(database: Database) -> None:
-    kept = database.path.rename(database.path.with_name("kept"))
+    kept = path_of(database).rename(path_of(database).with_name("kept"))
 
     with pytest.raises(OperationalError, match="missing"):
         increment(database)
-    assert not database.path.exists()
+    assert not path_of(database).exists()
 
-    kept.rename(database.path)
+    kept.rename(path_of(database))
     increment(database)
 
 
 def test_a_replaced_file_is_left_alone(database: Database, tmp_path: Path) -> None:
     """Its predecessor's log lies beside it: to open it would be to damage it."""
     copy, kept = tmp_path / "copy.db", tmp_path / "kept.db"
-    copy_database(database.path, copy)
+    copy_database(path_of(database), copy)
     content = copy.read_bytes()
     increment(database)
-    os.link(database.path, kept)
-    copy.replace(database.path)
+    os.link(path_of(database), kept)
+    copy.replace(path_of(database))
 
-    for engine in (database._readers.engine, database._writer.engine):
+    for engine in (database.readers.engine, database.writer.engine):
         with pytest.raises(OperationalError, match="replaced"), engine.connect() as connection:
             connection.execute(text("SELECT value FROM counter"))
-    assert database.path.read_bytes() == content
+    assert path_of(database).read_bytes() == content
 
-    kept.replace(database.path)
+    kept.replace(path_of(database))
     increment(database)
     with database.read() as session:
         assert session.execute(text("SELECT value FROM counter")).scalar_one() == 2
@@ -194,9 +195,9 @@ def test_a_replaced_file_is_left_alone(database: Database, tmp_path: Path) -> No
 
 def test_a_deleted_log_is_noticed_and_a_stop_saves_what_was_in_it(database: Database) -> None:
     increment(database)
-    (database.path.with_name("app.db-wal")).unlink()
+    (path_of(database).with_name("app.db-wal")).unlink()
 
-    for engine in (database._readers.engine, database._writer.engine):
+    for engine in (database.readers.engine, database.writer.engine):
         with pytest.raises(OperationalError, match="log was deleted"), engine.connect() as again:
             again.execute(text("SELECT value FROM counter"))
     database.dispose()
@@ -207,7 +208,7 @@ def test_a_deleted_log_is_noticed_and_a_stop_saves_what_was_in_it(database: Data
 
 def test_a_writer_that_is_opened_anew_may_have_a_new_log(database: Database) -> None:
     for _ in range(2):
-        with database._writer.engine.connect() as connection:
+        with database.writer.engine.connect() as connection:
             connection.execute(text("UPDATE counter SET value = value + 1"))
             connection.commit()
             connection.invalidate()
@@ -218,7 +219,7 @@ def test_a_commit_into_a_deleted_file_is_no_success(database: Database) -> None:
     def delete() -> None:
         with database.write() as session:
             session.execute(text("UPDATE counter SET value = 1"))
-            database.path.unlink()
+            path_of(database).unlink()
 
     with pytest.raises(OperationalError, match="missing"):
         delete()
@@ -306,7 +307,7 @@ def test_an_answer_comes_after_the_commit(settings: Settings, database: Database
     with make_client(settings) as client:
         for expected in range(1, 20):
             client.post("/increment")
-            connection = open_database(database.path)
+            connection = open_database(path_of(database))
             assert connection.execute("SELECT value FROM counter").fetchone() == (expected,)
             connection.close()
 
@@ -315,7 +316,7 @@ def test_a_busy_database_is_a_503(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.2)
-    holder = open_database(database.path)
+    holder = open_database(path_of(database))
     holder.execute("BEGIN IMMEDIATE")
     with make_client(settings) as client:
         refused = client.post("/increment")
@@ -332,7 +333,7 @@ def test_one_wait_covers_the_turn_and_the_lock(
 ) -> None:
     # a writer whose turn comes when the one before has given up would wait as long again
     monkeypatch.setattr(engines, "BUSY_TIMEOUT", 1.0)
-    holder = open_database(database.path)
+    holder = open_database(path_of(database))
     holder.execute("BEGIN IMMEDIATE")
 
     def waited(after: float) -> float:
@@ -355,7 +356,7 @@ def test_a_deleted_database_is_a_503_without_the_drivers_text(
     settings: Settings, database: Database
 ) -> None:
     with make_client(settings) as client:
-        database.path.unlink()
+        path_of(database).unlink()
         for answer in (client.post("/increment"), client.get("/counter")):
             assert answer.status_code == 503
             assert answer.json()["detail"] == "The database is unavailable"
@@ -379,7 +380,7 @@ def test_writers_of_one_process_take_turns(database: Database) -> None:
 @pytest.fixture
 def commits(database: Database) -> list[float]:
     made: list[float] = []
-    event.listen(database._writer.engine, "commit", lambda _: made.append(time.monotonic()))
+    event.listen(database.writer.engine, "commit", lambda _: made.append(time.monotonic()))
     return made
 
 
@@ -387,7 +388,7 @@ def write_at_once(database: Database, *functions: Callable[[Session], object]) -
     """What each returned or raised; they have waited for the writer together."""
 
     async def write() -> list[object]:
-        async with database._writer.lend():
+        async with database.writer.lend():
             tasks = [asyncio.create_task(database.run_writing(each)) for each in functions]
             await asyncio.sleep(0.01)
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -474,7 +475,7 @@ def test_a_route_that_ends_the_transaction_fails_all_in_it(database: Database) -
 
 def test_a_group_whose_file_is_gone_is_no_success(database: Database) -> None:
     def delete(_: Session) -> None:
-        database.path.unlink()
+        path_of(database).unlink()
 
     answers = write_at_once(database, add(1), delete, add(10))
     assert [type(answer) for answer in answers] == [DatabaseUnavailableError] * 3
@@ -495,11 +496,11 @@ def test_a_group_without_the_lock_gives_up_one_by_one(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.3)
-    holder = open_database(database.path)
+    holder = open_database(path_of(database))
     threading.Timer(0.5, holder.execute, ["ROLLBACK"]).start()
 
     async def write() -> list[object]:
-        async with database._writer.lend():
+        async with database.writer.lend():
             holder.execute("BEGIN IMMEDIATE")
             first = [asyncio.create_task(database.run_writing(add(1))) for _ in range(2)]
             await asyncio.sleep(0.2)
@@ -519,10 +520,10 @@ def test_a_group_without_the_lock_gives_up_one_by_one(
 def test_a_group_that_waited_for_the_lock_is_still_one(
     database: Database, commits: list[float]
 ) -> None:
-    holder = open_database(database.path)
+    holder = open_database(path_of(database))
 
     async def write() -> list[int]:
-        async with database._writer.lend():
+        async with database.writer.lend():
             holder.execute("BEGIN IMMEDIATE")
             tasks = [asyncio.create_task(database.run_writing(add(1))) for _ in range(5)]
             await asyncio.sleep(0.01)
@@ -539,7 +540,7 @@ def test_a_group_that_waited_for_the_lock_is_still_one(
 def test_a_commit_on_a_file_system_that_turned_read_only_is_a_503(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = list(os.statvfs(database.path))
+    found = list(os.statvfs(path_of(database)))
     found[8] |= os.ST_RDONLY  # f_flag
     with make_client(settings) as client:
         assert client.post("/increment").status_code == 200

@@ -31,6 +31,15 @@ def test_a_public_name_is_there(name: str) -> None:
     assert name in dir(app.chassis)
 
 
+def test_who_uses_the_chassis_reads_no_more_than_520_lines() -> None:
+    told = re.search(r"To use the chassis, read (.+?)\. ", app.chassis.__doc__ or "")
+    assert told is not None
+    files = ["__init__.py", *re.findall(r"\w+\.py", told[1])]
+    assert files == ["__init__.py", "database.py", "routing.py", "streaming.py"]
+    lines = [HERE.with_name(file).read_text(encoding="utf-8").count("\n") for file in files]
+    assert sum(lines) <= 520
+
+
 def test_another_name_is_an_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Readers'"):
         _ = app.chassis.Readers  # type: ignore[attr-defined]

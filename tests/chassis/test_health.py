@@ -23,6 +23,7 @@ from app.chassis.checks import finding
 from app.chassis.checks.finding import Details
 from app.chassis.database import Database
 from app.chassis.health import Degraded, HealthCheck, Unhealthy
+from app.chassis.sqlite import health as of_sqlite
 from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
@@ -138,7 +139,7 @@ def test_a_database_behind_the_code(client: TestClient, settings: Settings) -> N
 def test_a_locked_database_in_bounded_time(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(of_sqlite, "WRITE_TIMEOUT", 0.2)
     holder = open_database(settings.database_path)
     holder.execute("BEGIN IMMEDIATE")
     assert failure(client) == "the database is locked"

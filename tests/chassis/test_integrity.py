@@ -8,9 +8,11 @@ import pytest
 
 from app.chassis import assembly, migrate
 from app.chassis.errors import StartupError
-from app.chassis.sqlite import integrity, probes
+from app.chassis.sqlite import check as probes
+from app.chassis.sqlite import integrity
 from app.chassis.sqlite.backup import backup, restore
 from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.schema import current_revisions
 from app.settings import Settings
 
 from .databases import make_database
@@ -64,7 +66,7 @@ def test_they_are_named_and_everything_goes_on(
     assert all(line in found["database.rows"].verdict for line in LINES)
 
     copy = backup(broken, tmp_path / "copy.db")
-    restore(copy, broken)
+    restore(copy, broken, migrate.upgrade)
     for line in LINES:
         assert line in caplog.text
 
@@ -112,7 +114,7 @@ def test_a_migration_passes_with_what_was_there(
     add_revision(REVISION.replace("{statement}", PASSES[name].lstrip()))
     migrate.upgrade(broken)
     with closing(open_database(broken)) as connection:
-        assert "added" in migrate.current_revisions(connection)
+        assert "added" in current_revisions(connection)
     assert "left as it is: table children has 4 rows" in caplog.text
 
 

@@ -13,9 +13,11 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
 from app.chassis import migrate
+from app.chassis import revisions as lines
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.sqlite.driver import MAGIC, open_database
+from app.chassis.sqlite.schema import create_database, current_revisions, require_database
 from app.chassis.testing import required_variables
 from app.models import Base
 from app.settings import Settings
@@ -52,7 +54,7 @@ def tables(path: Path) -> set[str]:
 
 def revisions(path: Path) -> frozenset[str]:
     connection = open_database(path)
-    found = migrate.current_revisions(connection)
+    found = current_revisions(connection)
     connection.close()
     return found
 
@@ -60,8 +62,8 @@ def revisions(path: Path) -> frozenset[str]:
 def test_a_new_database_gets_every_table(settings: Settings) -> None:
     migrate.upgrade(settings.database_path)
 
-    assert revisions(settings.database_path) == migrate.head_revisions()
-    assert len(migrate.head_revisions()) == len(migrate.schemas())
+    assert revisions(settings.database_path) == lines.head_revisions()
+    assert len(lines.head_revisions()) == len(lines.schemas())
 
 
 def test_the_models_are_what_the_migrations_make(settings: Settings) -> None:
@@ -91,7 +93,7 @@ def test_several_at_once_do_not_race(settings: Settings) -> None:
     ]
 
     assert [process.wait() for process in started] == [0, 0, 0]
-    assert revisions(settings.database_path) == migrate.head_revisions()
+    assert revisions(settings.database_path) == lines.head_revisions()
 
 
 def test_a_failed_migration_leaves_nothing_and_can_be_repeated(
@@ -121,7 +123,7 @@ def make_tables(settings: Settings) -> None:
 def test_tables_without_a_revision_are_not_built_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "accepts_tables", lambda _: False)
+    monkeypatch.setattr(lines, "accepts_tables", lambda _: False)
     make_tables(settings)
     before = settings.database_path.read_bytes()
 
@@ -166,24 +168,24 @@ def test_a_first_revision_of_what_there_was(
 ) -> None:
     """`alembic -x existing` writes what the models have, as if the database were empty."""
     add_revision("")
-    for file in migrate.VERSIONS.glob("*.py"):
+    for file in lines.VERSIONS.glob("*.py"):
         file.unlink()
-    features = migrate.names_of_features()
+    features = lines.names_of_features()
     own = [table for table in Base.metadata.sorted_tables if table.name not in features]
     connection = open_database(settings.database_path, create=True)
     for table in own:
         connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
     connection.close()
     monkeypatch.setenv("DATABASE_URL", settings.database_url)
-    project = migrate.VERSIONS.parents[1]
+    project = lines.VERSIONS.parents[1]
     monkeypatch.chdir(project)
 
     CommandLine().main(["-x", "existing", "revision", "--autogenerate", "-m", "what there was"])
-    (file,) = migrate.VERSIONS.glob("*.py")
+    (file,) = lines.VERSIONS.glob("*.py")
     assert file.read_text(encoding="utf-8").count("if_not_exists=True") >= len(own)
 
     migrate.upgrade(settings.database_path)
-    assert revisions(settings.database_path) == migrate.head_revisions()
+    assert revisions(settings.database_path) == lines.head_revisions()
     fresh = settings.database_path.with_name("fresh.db")
     migrate.upgrade(fresh)
     assert {table.name for table in own} <= tables(fresh)
@@ -231,20 +233,20 @@ def test_a_truncated_database_is_refused(settings: Settings) -> None:
 def test_a_new_database_has_its_name_when_it_is_one(settings: Settings) -> None:
     """A start that is killed before the first migration leaves what the next one can use."""
     path = settings.database_path
-    migrate.require_database(path)
+    require_database(path)
 
     assert path.read_bytes().startswith(MAGIC)
     assert list(path.parent.iterdir()) == [path]
     migrate.upgrade(path)
-    assert revisions(path) == migrate.head_revisions()
+    assert revisions(path) == lines.head_revisions()
 
 
 def test_creating_replaces_nothing(settings: Settings) -> None:
     migrate.upgrade(settings.database_path)
 
-    migrate.create_database(settings.database_path)
+    create_database(settings.database_path)
 
-    assert revisions(settings.database_path) == migrate.head_revisions()
+    assert revisions(settings.database_path) == lines.head_revisions()
 
 
 @pytest.mark.long

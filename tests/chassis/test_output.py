@@ -17,7 +17,11 @@ from app.chassis.logs import (
     DURATION,
     IMPORTANT_LINES,
     LEFT,
+    LINES,
+    LINGER,
     ROOM,
+    SPAN,
+    STATUS,
     WIDTH,
     Output,
     RequestRecord,
@@ -119,7 +123,7 @@ def test_a_line_counts_in_the_second_in_which_it_is_written(pipe: Pipe) -> None:
         time.sleep(0.3)
         turn = time.monotonic()
     to.flush(1.0)
-    assert max(shared.written.cells[: shared.written.lines]) >= turn
+    assert max(shared.important.cells[: shared.important.lines]) >= turn
 
 
 def test_long_lines_of_both_streams_are_not_mixed(pipe: Pipe) -> None:
@@ -194,27 +198,85 @@ for _ in range(4):
 """
 
 
-TAKERS = """
+WRITERS = """
 import os
-from app.chassis.logs import LINES, Output, Shared
+from app.chassis.logs import Output, Shared
 
-shared = Shared(40_000)
+shared = Shared(400)
 os.register_at_fork(before=shared.fork, after_in_child=shared.forked)
-children = 4
-for _ in range(children):
+for _ in range(4):
     if not os.fork():
         to = Output(1, shared, str)
-        missed = sum(not to.has_room(shared.usual, 0, LINES) for _ in range(5000))
-        os._exit(missed > 0)
-print(sum(os.wait()[1] != 0 for _ in range(children)))
+        for _ in range(99):
+            to.put_line(b"message\\n", important=False)
+        to.flush(10)
+        os._exit(0)
+for _ in range(4):
+    os.wait()
+print(sum(shared.untold()), flush=True)
 """
 
 
 def test_a_window_with_room_refuses_no_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TAKERS], stdout=subprocess.PIPE, check=True, timeout=60
-    )
-    assert done.stdout.decode().strip() == "0"
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", WRITERS], stdout=subprocess.PIPE, check=True, timeout=60
+        )
+        assert done.stdout.decode().split() == ["message"] * 4 * 99 + ["0"]
+
+
+@pytest.mark.long
+def test_no_second_has_more_lines_of_several_processes_than_the_window(pipe: Pipe) -> None:
+    shared, many = Shared(400), 400
+    first, second = (Output(pipe.writer, shared, told) for _ in range(2))
+    begin = time.monotonic()
+    for _ in range(many):  # each of them sees a window with room for nearly all of its lines
+        put(first, 0)
+        put(second, 0)
+    lines = pipe.read()
+    written = sum(line.startswith("message") for line in lines)
+    assert written + sum(tally["other_lines"] for tally in tallies(lines)) == 2 * many
+    most = shared.usual.lines
+    later = [one for one in shared.usual.cells[:most] if one >= begin + SPAN]
+    assert written > most
+    assert len(later) >= written - most
+
+
+def test_a_second_that_other_processes_have_filled_has_room_for_no_line(pipe: Pipe) -> None:
+    shared = Shared(LIMIT)
+    to = Output(pipe.writer, shared, told)
+    for _ in range(LIMIT):
+        shared.usual.note(time.monotonic())
+    put(to, 0)
+    to.put_request(REQUEST, lambda _: "request")
+    counts = shared.untold()
+    assert (counts[LINES], counts[STATUS + 200]) == (1, 1)
+
+
+@pytest.mark.long
+def test_requests_of_several_processes_leave_room_for_other_lines(pipe: Pipe) -> None:
+    shared = Shared(LIMIT)
+    first, second, third = (Output(pipe.writer, shared, told) for _ in range(3))
+    for _ in range(LIMIT):  # each of them sees a window with room for nearly all of its lines
+        first.put_request(REQUEST, lambda _: "request")
+        second.put_request(REQUEST, lambda _: "request")
+    while shared.usual.taken < LIMIT - LEFT:
+        time.sleep(LINGER)
+    third.put_line(b"another line\n", important=False)
+    assert "another line" in pipe.read()
+
+
+@pytest.mark.long
+def test_lines_of_several_seconds_that_nobody_read_are_all_written(pipe: Pipe) -> None:
+    shared = Shared(LIMIT)
+    first, second = (Output(pipe.writer, shared, told) for _ in range(2))
+    pipe.fill()
+    for _ in range(2):
+        for _ in range(40):  # so that both together stay below IMPORTANT_LINES in each second
+            first.put_line(b"a warning\n", important=True)
+            second.put_line(b"a warning\n", important=True)
+        time.sleep(SPAN)
+    assert pipe.read() == ["a warning"] * 160
 
 
 def test_long_lines_of_several_processes_do_not_mix() -> None:

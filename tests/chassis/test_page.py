@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.chassis.page.settings import PageSettings
+from app.chassis.page import PageSettings
 from app.main import create_app
 from app.settings import Settings
 

@@ -13,7 +13,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from app.chassis import bounds
-from app.chassis.bounds import PatientProtocol
+from app.chassis.bounds import BoundedProtocol
 from app.chassis.streaming import open_streams
 
 ANSWER = bytes(16 * 1024**2)
@@ -38,7 +38,7 @@ class Server:
         config = Config(answer, log_config=None, lifespan="off")
         server = self
 
-        class Noting(PatientProtocol):
+        class Noting(BoundedProtocol):
             def connection_lost(self, exc: Exception | None) -> None:
                 super().connection_lost(exc)
                 server.lost.set()

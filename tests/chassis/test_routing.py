@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.chassis.database import Database, Reader, Writer, get_reader, get_writer
+from app.chassis import assembly
+from app.chassis.database import Reader, Writer, get_reader, get_writer
 from app.chassis.routing import DatabaseRoute, Router
 from app.main import create_app
 from app.settings import Settings
@@ -134,7 +135,7 @@ REQUESTS = [
 @pytest.fixture
 def settings_with_counter(settings: Settings) -> Settings:
     make_database(settings.database_path)
-    database = Database(settings.database_path)
+    database = assembly.engine.open(settings)
     with database.write() as session:
         session.execute(text("CREATE TABLE counter (value INTEGER)"))
         session.execute(text("INSERT INTO counter VALUES (0)"))

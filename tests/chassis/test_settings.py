@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.chassis.errors import ConfigurationError
-from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT, CoreSettings
+from app.chassis.settings import EXAMPLE_SECRETS, PROJECT_ROOT
+from app.chassis.sqlite.settings import SQLiteSettings
 from app.settings import Settings
 
 from .production import RAILWAY, REQUIRED
@@ -49,7 +50,7 @@ def test_the_declared_defaults_are_the_effective_ones(monkeypatch: pytest.Monkey
     # The one address that depends on another setting
     declared = {
         name: field.default
-        for name, field in CoreSettings.model_fields.items()
+        for name, field in SQLiteSettings.model_fields.items()
         if name != "backend_url"
     }
     assert {name: getattr(settings, name) for name in declared} == declared

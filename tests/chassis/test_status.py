@@ -1,11 +1,13 @@
 """`python -m app status`: the health of the service for a person, with figures."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.chassis import health, migrate
+from app.chassis import assembly, health, revisions
 from app.chassis.cli import main
 from app.chassis.sqlite.backup import backup
 from app.chassis.sqlite.volume import locked
@@ -14,11 +16,20 @@ from app.settings import Settings
 from .databases import make_database
 
 
+def figures(settings: Settings, **extra: health.HealthCheck) -> dict[str, Any]:
+    checks = {**assembly.engine.checks(settings, None), **extra}
+    return health.figures(health.Health(settings, checks), assembly.engine.figures(settings))
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    return health.figure_lines(found, assembly.engine.in_words(found))
+
+
 def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     make_database(settings.database_path)
     copy = backup(settings.database_path)
 
-    found = health.figures(settings, {})
+    found = figures(settings)
 
     assert found["status"] == "ok"
     assert found["running"] is False
@@ -26,18 +37,18 @@ def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
     assert found["newest_backup"] == str(copy)
     assert found["newest_backup_age"] is not None
     assert 0 <= found["newest_backup_age"] < 60
-    assert found["revision"] == ", ".join(sorted(migrate.head_revisions()))
+    assert found["revision"] == ", ".join(sorted(revisions.head_revisions()))
     with locked(settings.database_path):
-        assert health.figures(settings, {})["running"] is True
+        assert figures(settings)["running"] is True
 
 
 def test_without_a_database_it_says_so(settings: Settings) -> None:
-    found = health.figures(settings, {})
+    found = figures(settings)
 
     assert found["status"] == "failed"
     assert found["database_bytes"] is None
     assert not settings.database_path.exists()
-    assert any("the database file is missing" in line for line in health.figure_lines(found))
+    assert any("the database file is missing" in line for line in lines(found))
 
 
 def test_the_command_and_its_json(
@@ -75,8 +86,8 @@ def test_a_check_that_fails_itself_is_a_line(settings: Settings) -> None:
 
     make_database(settings.database_path)
 
-    found = health.figures(settings, {"printer": broken})
+    found = figures(settings, printer=broken)
 
     assert found["status"] == "failed"
-    (line,) = (line for line in health.figure_lines(found) if line.startswith("printer "))
+    (line,) = (line for line in lines(found) if line.startswith("printer "))
     assert line.endswith("failed; the check itself failed")

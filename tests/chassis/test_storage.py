@@ -10,7 +10,8 @@ import pytest
 
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import probes, volume
+from app.chassis.sqlite import check as probes
+from app.chassis.sqlite import volume
 from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 

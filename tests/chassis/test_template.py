@@ -45,7 +45,8 @@ def project(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def hand_over(*arguments: str) -> None:
-    cli.template(cli.make_parser().parse_args(["template", *arguments]))
+    given = ["template", *arguments]
+    cli.template(cli.make_parser(given).parse_args(given))
 
 
 def quoted(path: Path) -> str:

@@ -39,7 +39,7 @@ router = APIRouter()
 @router.post("/slow")
 async def slow(request: Request) -> None:
     await asyncio.sleep(3)
-    async with get_database(request)._writer.lend() as session:
+    async with get_database(request).writer.lend() as session:
         session.add(Note(text="slow"))
 """
 

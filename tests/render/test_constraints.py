@@ -109,9 +109,9 @@ class Project:
 
     def finding(self, name: str) -> str:
         command = (
-            "from app.chassis import assembly; from app.chassis.sqlite import probes; "
+            "from app.chassis import assembly; from app.chassis.sqlite import check; "
             "from app.settings import Settings; "
-            "print(*probes.check(Settings.load(), assembly.metadata()), sep='\\n')"
+            "print(*check.check(Settings.load(), assembly.metadata()), sep='\\n')"
         )
         done = subprocess.run(
             [self.python, "-c", command], cwd=self.path, capture_output=True, encoding="utf-8"

@@ -11,7 +11,7 @@ of the service, and routing.py, which runs it in a thread and a session of datab
 Your settings are in app/settings.py, the chassis's in settings.py here, and a feature's in its own
 directory. All are checked before anything starts, and listed by `python -m app settings`.
 A health check of your own is an argument of create_application in application.py.
-A start goes through serve.py: settings, volume, lock, port, restore, migrations, server.
+A start goes through serve.py: settings, storage, port, restore, migrations, server.
 A stop begins with SIGTERM, which gunicorn passes on to its workers. Streams end first
 (application.py), then requests (worker.py), then the database is closed, and logs.py writes the
 last lines. answers.py has the time limits of a stop.
@@ -21,17 +21,17 @@ last lines. answers.py has the time limits of a stop.
     features, replication             names of assembly, for services made before 0.5.0
     settings, variables, errors       settings, and how a refusal is told
     cli, check, checks                the commands of `python -m app`
-    serve, migrate                    the start
+    serve, migrate, revisions         the start
     gunicorn, worker                  the processes that serve
     application, http, bounds, logs   what surrounds a request
     openapi                           the document of the routes
-    routing, database                 routes in the database
-    sqlite                            the engine, its volume, copies of it, and checks on it
+    routing, database, sessions       routes in the database
     streaming, times                  server-sent events, and moments in UTC
     health                            whether all is well
     testing                           what tests of the service need
 
-The directories checks and sqlite are always here. Any other is a feature that was chosen.
+The directory checks is always here, and that of the engine, which has the storage, copies of it and
+checks on it. Any other is a feature that was chosen.
 """
 
 from importlib import import_module

@@ -33,9 +33,8 @@ from starlette.types import ASGIApp
 
 from app.chassis import answers, assembly, health, logs, openapi
 from app.chassis.assembly import ChassisSettings
-from app.chassis.database import Database, DatabaseBusyError, DatabaseUnavailableError
+from app.chassis.database import DatabaseBusyError, DatabaseUnavailableError
 from app.chassis.http import Edge, ErrorBoundary, Guard, Ungrouped, problem
-from app.chassis.sqlite.engines import find_conflict
 from app.chassis.streaming import open_streams
 from app.chassis.times import TimeError
 
@@ -88,7 +87,7 @@ class Application(FastAPI):
         self.share(self)
         handlers = dict(self.exception_handlers)
         own = [handlers.pop(key) for key in (500, Exception) if key in handlers]
-        boundary = Middleware(ErrorBoundary, self.state.database._readers.end_abandoned, *own[:1])
+        boundary = Middleware(ErrorBoundary, self.state.database.readers.end_abandoned, *own[:1])
         given = self.user_middleware
         cors = [
             one
@@ -125,7 +124,7 @@ def create_application(
         lifespan: The service's own start and end. The database is open in between.
     """
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    database = Database(settings.database_path, settings.sqlite_synchronous)
+    database = assembly.engine.open(settings)
     monitor = assembly.Monitor(settings)
 
     @asynccontextmanager
@@ -150,8 +149,12 @@ def create_application(
     )
     app.state.settings = settings
     app.state.database = database
-    checks = {"readers": database._readers.look, **monitor.health_checks, **(health_checks or {})}
-    health.add_routes(app, health.Health(settings, database._file, checks))
+    checks = {
+        **assembly.engine.checks(settings, database),
+        **monitor.health_checks,
+        **(health_checks or {}),
+    }
+    health.add_routes(app, health.Health(settings, checks))
     add_error_handlers(app)
     assembly.install(app, settings)
     cors = Middleware(
@@ -238,7 +241,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(IntegrityError)
     async def conflicting(_: Request, error: IntegrityError) -> JSONResponse:
-        found = find_conflict(error)
+        found = assembly.engine.find_conflict(error)
         if found is None:
             raise error
         logger.info("The database refused a change: %s", error.orig)

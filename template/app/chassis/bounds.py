@@ -33,13 +33,9 @@ HEAD_SECONDS: Final = 10.0  # From the start of the connection, or of the header
 PIPELINED: Final = 10  # Requests that wait in a connection while another one is answered
 LINGER: Final = 2.0  # Seconds for a refused client to go on sending, so that it reads the answer
 BYTES_ACKED: Final = 120  # Offset in tcp_info (linux/tcp.h) of what the client has confirmed
+UNREAD: Final = 60  # Seconds after which a client that reads nothing of its answer is disconnected
+UNREAD_AT_A_STOP: Final = 2  # Seconds for such a client while the service stops
 SCHEMES: Final = frozenset({b"http", b"https"})
-
-UNREAD: Final = 60
-"""Seconds after which a client that reads nothing of its answer is disconnected."""
-
-UNREAD_AT_A_STOP: Final = 2
-"""Seconds for such a client while the service stops."""
 
 REFUSALS: Final = {
     400: "This is no valid HTTP request",
@@ -72,14 +68,35 @@ def warn_of_sockets() -> None:
     logger.warning("A client has asked for a WebSocket, for which this takes `uv add websockets`")
 
 
-class PatientProtocol(HttpToolsProtocol):
-    """Protocol of uvicorn for one connection, which ends when its client takes nothing any more."""
+class TooMuch(Exception):  # noqa: N818, it never leaves this module
+    """Error that ends the parser's work on a connection."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Protocol of uvicorn for one connection, with limits on what comes in and on what waits."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.patience: float = UNREAD
         self.arrived = 0
         self.next_look: asyncio.TimerHandle | None = None
+        self.in_head = self.in_body = False
+        self.unused = 0
+        """Number of bytes that have come in since the parser last completed something."""
+        self.split = False
+        """True if the headers may have begun in bytes that `unused` does not count."""
+        self.deaf = False
+        """True if the connection is about to end, and incoming bytes are ignored."""
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.deadline = self.loop.call_later(HEAD_SECONDS, self.head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.look_no_more()
+        self.forget_deadline()
 
     def pause_writing(self) -> None:
         """Watch whether a client that is slower than its answer takes any of it."""
@@ -93,10 +110,6 @@ class PatientProtocol(HttpToolsProtocol):
         open_streams.stop()
         self.patience = UNREAD_AT_A_STOP
         self.watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.look_no_more()
 
     def watch(self) -> None:
         self.look_no_more()
@@ -128,33 +141,6 @@ class PatientProtocol(HttpToolsProtocol):
             return -self.transport.get_write_buffer_size()
         return arrived
 
-
-class TooMuch(Exception):  # noqa: N818, it never leaves this module
-    """Error that ends the parser's work on a connection."""
-
-
-class BoundedProtocol(PatientProtocol):
-    """Protocol of uvicorn for one connection, with limits."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.in_head = self.in_body = False
-        self.unused = 0
-        """Number of bytes that have come in since the parser last completed something."""
-        self.split = False
-        """True if the headers may have begun in bytes that `unused` does not count."""
-        self.deaf = False
-        """True if the connection is about to end, and incoming bytes are ignored."""
-        self.deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.deadline = self.loop.call_later(HEAD_SECONDS, self.head_is_late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.forget_deadline()
-
     def data_received(self, data: bytes) -> None:
         if self.deaf:
             return
@@ -170,7 +156,8 @@ class BoundedProtocol(PatientProtocol):
                 else:
                     self.refuse(400)
             else:
-                self._unsupported_upgrade_warning()
+                if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":
+                    warn_of_sockets()
                 # Nobody can tell where the next request would begin
                 self.deaf = True
                 self.cycle.keep_alive = False
@@ -254,10 +241,6 @@ class BoundedProtocol(PatientProtocol):
         if getattr(library, "handshake_exc", None) and not self.transport.is_closing():
             self.write_refusal(400)
             self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":
-            warn_of_sockets()
 
     def forget_deadline(self) -> None:
         if self.deadline:

@@ -1,26 +1,93 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Command `python -m app check`, which runs the checks, here or on variables from elsewhere."""
+"""Command `python -m app check`, and its checks of the settings, the workers and the routes.
 
+It runs here, or on variables from elsewhere.
+"""
+
+import inspect
+import ipaddress
 import json
+import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.security.base import SecurityBase
+from starlette.routing import BaseRoute
 
-from app.chassis import assembly
-from app.chassis.checks import deployment, service
-from app.chassis.checks.finding import Finding, FindingStatus, failed, ok, skipped
+from app.chassis import answers, assembly
+from app.chassis.assembly import ChassisSettings
+from app.chassis.checks import deployment
+from app.chassis.checks.finding import (
+    Finding,
+    FindingStatus,
+    failed,
+    ok,
+    readable,
+    skipped,
+    warning,
+)
+from app.chassis.database import get_writer
 from app.chassis.errors import ConfigurationError, StartupError
-from app.chassis.sqlite import probes
+from app.chassis.settings import EDGE_NETWORK, CoreSettings
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
+
+DRAINING: Final = "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"
+
+BASE_BYTES: Final = 33_000_000
+WORKER_BYTES: Final = 49_000_000
+"""Memory of a worker, measured as proportional set size.
+
+The whole takes 82 MB with one worker and 230 MB with four.
+"""
+
+STRATEGY_BYTES: Final = {"litestream": 33_000_000}
+"""Memory of the processes beside the server, by backup strategy."""
+
+DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
+
+STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
+    "none": ("warning", "nothing is backed up", f"{DAILY}, or copy by hand"),
+    "volume": (
+        "ok",
+        "the service copies its database every day, onto the volume: the copies are lost with it",
+        "",
+    ),
+    "railway": (
+        "warning",
+        "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
+        "seen from here",
+        f"look in the dashboard for a backup of today, or have the service make copies: {DAILY}",
+    ),
+    "litestream": ("ok", "every change goes to a bucket within a second or two", ""),
+}
+
+NARROW: Final = {4: 8, 6: 32}
+"""Shortest prefix, by IP version, of a network that one operator's proxies may fill."""
+
+MEMORY_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+SIGN_IN: Final = "sign-in"
+"""Tag of routes that people need before they have signed in."""
+
+SHOWN: Final = 5
+"""Maximum number of routes in a verdict."""
 
 
 def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
@@ -37,31 +104,18 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         try:
             settings = kind.load() if here else kind.load(_env_file=None)
         except ConfigurationError as error:
-            wrong = [service.of_setting("failed", text) for text in error.problems]
+            wrong = [of_setting("failed", text) for text in error.problems]
             return [*wrong, skipped("rest", "needs valid settings"), *deployment.check()]
         findings = [ok("settings", f"{len(kind.model_fields)} settings are valid")]
-        findings += service.check(settings, os.environ)
+        findings += check_settings(settings, os.environ)
+        findings += assembly.engine.probes(settings, assembly.metadata() if here else None)
         if here:
-            findings += readable("volume", probes.check(settings, assembly.metadata()))
-            findings.append(service.memory(settings))
-        else:
-            findings.append(probes.database_path(settings))
-            unknown = "only known where it is mounted: run `check` there as well"
-            findings.append(skipped("volume", unknown))
+            findings.append(memory(settings))
         findings += readable("backup.newest", assembly.check_backup(settings))
         findings += assembly.check_features(settings)
         findings += deployment.check()
-        findings.append(service.routes(settings))
+        findings.append(routes(settings))
     return findings
-
-
-def readable(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """Yield findings, and a failed one in place of the rest where this user may not look."""
-    try:
-        yield from findings
-    except PermissionError as error:
-        verdict = f"{error.filename} cannot be read as uid {os.geteuid()}"
-        yield failed(name, verdict, "run `check` as the service's user")
 
 
 @contextmanager
@@ -161,3 +215,198 @@ def as_text(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.status for finding in findings)
     lines.append(", ".join(f"{counts[status]} {status}" for status in get_args(FindingStatus)))
     return "\n".join(lines)
+
+
+def check_settings(settings: CoreSettings, variables: Mapping[str, str]) -> Iterator[Finding]:
+    """Check the settings, wherever they come from."""
+    yield from network(settings)
+    yield draining(settings, variables)
+    yield Finding("backup.strategy", *STRATEGIES[answers.BACKUP])
+    for text in settings.warnings():
+        found = of_setting("warning", text)
+        # The addresses and the volume have checks of their own
+        if found.id not in {"settings.BACKEND_URL", "settings.DATABASE_URL"}:
+            yield found
+
+
+def of_setting(status: FindingStatus, text: str) -> Finding:
+    """Return the finding for a message of the settings, whose advice follows a semicolon."""
+    name, _, message = text.partition(": ")
+    verdict, _, advice = message.partition("; ")
+    return Finding(f"settings.{name}", status, verdict, advice or f"correct {name}")
+
+
+def network(settings: CoreSettings) -> Iterator[Finding]:
+    """Check who can reach the service, and who can pretend to be somebody else."""
+    production, url = settings.production, settings.backend_url
+    if production and not url:
+        yield warning(
+            "network.backend-url",
+            "no public address is known",
+            "create a domain with `railway domain`, or set BACKEND_URL",
+        )
+    else:
+        yield warning_if(
+            production and url.startswith("http:"),
+            "network.backend-url",
+            f"{url} is not encrypted",
+            "set BACKEND_URL to https://...",
+            otherwise=url,
+        )
+    yield warning_if(
+        production and "*" in settings.allowed_hosts,
+        "network.hosts",
+        "ALLOWED_HOSTS answers every host name, so links can be forged",
+        "list the names, or unset it: Railway's and BACKEND_URL's are known",
+        otherwise=", ".join(settings.allowed_hosts),
+    )
+    plain = next((one for one in settings.cors_origins if one.startswith("http:")), None)
+    yield warning_if(
+        production and plain,
+        "network.cors",
+        f"CORS_ORIGINS has {plain}, which is not encrypted",
+        "list https:// only",
+        otherwise=", ".join(settings.cors_origins) or "no web page of another origin may call",
+    )
+    yield proxies(settings)
+    yield warning_if(
+        production and settings.docs_enabled,
+        "network.docs",
+        "/docs and /openapi.json show the whole API to everyone",
+        "unset DOCS_ENABLED, unless the API is meant to be public",
+        otherwise="on" if settings.docs_enabled else "off",
+    )
+
+
+def warning_if(there: object, name: str, verdict: str, advice: str, otherwise: str) -> Finding:
+    """Return a warning if there is something to warn of, or else ok with another verdict."""
+    return warning(name, verdict, advice) if there else ok(name, otherwise)
+
+
+def proxies(settings: CoreSettings) -> Finding:
+    """Check that no client can pretend to be another one."""
+    networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
+    wide = [str(network) for network in networks if network.prefixlen < NARROW[network.version]]
+    if wide:
+        return warning(
+            "network.proxy",
+            f"TRUSTED_PROXIES believes {wide[0]}, so clients can choose their address",
+            "list the proxy alone; on Railway unset it",
+        )
+    return warning_if(
+        settings.on_railway and EDGE_NETWORK not in settings.trusted_proxies,
+        "network.proxy",
+        "TRUSTED_PROXIES leaves Railway's edge out, so every client looks like the edge",
+        f"unset it, or add {EDGE_NETWORK}",
+        otherwise=", ".join(settings.trusted_proxies) or "no proxy is believed",
+    )
+
+
+def draining(settings: CoreSettings, variables: Mapping[str, str]) -> Finding:
+    """Check that a stop has the time that it needs. railway.json can set the time as well."""
+    name = "deploy.draining"
+    value = variables.get(DRAINING, "").strip()
+    if not settings.on_railway:
+        return skipped(name, "not on Railway")
+    if not value.isdecimal():
+        return skipped(name, f"{DRAINING} is not set; .railway/railway.py sets it for the service")
+    needed = answers.DRAINING_SECONDS
+    verdict = f"{DRAINING} is {value}, and a stop may take {needed} s"
+    fault = int(value) < needed
+    return warning_if(fault, name, verdict, f"set it to {needed}", otherwise=f"{value} s")
+
+
+def memory(settings: CoreSettings) -> Finding:
+    """Check that the workers fit into the container's memory."""
+    name, workers = "workers.memory", settings.workers
+    needed, limit = needed_bytes(workers), memory_limit()
+    shown = f"WORKERS={workers} take about {needed / 1e6:.0f} MB"
+    if limit is None:
+        return skipped(name, f"{shown}; this machine sets no limit")
+    if needed > limit:
+        return failed(
+            name, f"{shown}, more than the limit of {limit / 1e6:.0f} MB", "set WORKERS=1"
+        )
+    shown = f"{shown} of {limit / 1e6:.0f} MB"
+    tight = needed > 0.7 * limit or workers > 2 * (os.cpu_count() or 1) + 1
+    return warning_if(tight, name, shown, "set WORKERS=1", otherwise=shown)
+
+
+def needed_bytes(workers: int) -> int:
+    """Return about how many bytes of memory everything in the container takes."""
+    worker = WORKER_BYTES + answers.WORKER_BYTES
+    return BASE_BYTES + workers * worker + STRATEGY_BYTES.get(answers.BACKUP, 0)
+
+
+def memory_limit() -> int | None:
+    """Return the container's memory limit in bytes (control groups version 2, else 1)."""
+    for file in MEMORY_LIMITS:
+        try:
+            value = file.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        # Version 1 says "no limit" with a number near 2**63
+        return int(value) if value.isdecimal() and int(value) < 2**60 else None
+    return None
+
+
+def routes(settings: ChassisSettings) -> Finding:
+    """Make the application as the server does, and check its routes."""
+    name = "http.open-routes"
+    try:
+        logging.disable()
+        with redirect_stdout(sys.stderr):
+            made = assembly.make_application(settings).routes
+    except Exception as error:
+        return skipped(name, f"the application cannot be made here: {type(error).__name__}")
+    finally:
+        logging.disable(logging.NOTSET)
+    found = sorted(set(open_routes(made)))
+    if not found:
+        return ok(name, "whoever changes something has to say who it is")
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    verdict = f"open to everyone who finds the address: {', '.join(found[:SHOWN])}{more}"
+    signed_in = "oauth" in answers.FEATURES
+    way = "have them take a CurrentUser" if signed_in else "add the feature oauth"
+    advice = f"{way}, or a check of your own, unless they are meant to be"
+    return warning_if(settings.production, name, verdict, advice, otherwise=verdict)
+
+
+def open_routes(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
+    """Yield the method and path of each route that writes without asking who the client is."""
+    for route in iter_route_contexts(list(routes)):
+        if mounted := getattr(route, "routes", None):
+            yield from open_routes(mounted, f"{prefix}{route.path}")
+        if SIGN_IN in getattr(route, "tags", ()):
+            continue
+        dependencies = [*dependencies_of(route)]
+        writes = any(one.call is get_writer for one in dependencies)
+        for method in route.methods or ():
+            if (writes or method not in SAFE) and not any(map(is_guard, dependencies)):
+                yield f"{method} {prefix}{route.path}"
+
+
+def dependencies_of(route: RouteContext) -> Iterator[Dependant]:
+    """Yield a route's dependencies and those below them, also of a function that it wraps."""
+    dependant: Dependant | None = getattr(route, "dependant", None)
+    if dependant is None or dependant.call is None:
+        return
+    waiting = [dependant, get_dependant(path="/", call=inspect.unwrap(dependant.call))]
+    while waiting:
+        one = waiting.pop()
+        yield from one.dependencies
+        waiting += one.dependencies
+
+
+def is_guard(dependency: Dependant) -> bool:
+    """Return whether a dependency asks who the client is.
+
+    Such a dependency is the sign-in, FastAPI's security, or one of the service's own that sees
+    the request or takes a header or a cookie.
+    """
+    call: Any = dependency.call
+    if isinstance(call, SecurityBase) or call in [one.dependency for one in assembly.signed_in()]:
+        return True
+    sees = dependency.request_param_name or dependency.http_connection_param_name
+    own = not str(getattr(call, "__module__", "")).startswith("app.chassis.")
+    return own and bool(sees or dependency.header_params or dependency.cookie_params)

@@ -10,9 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -30,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error whose message went to stderr.
     """
-    options = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = make_parser(given).parse_args(given)
     try:
         code: int = options.run(options)
     except StartupError as error:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m app", description="Without a command: start, as deployments do."
     )
@@ -72,71 +72,24 @@ def make_parser() -> argparse.ArgumentParser:
     add(settings, "each variable, its default and what it is for")
     command = add(status, "the service's health, with sizes and ages")
     command.add_argument("--json", action="store_true", help="for programs")
-    command = add(backup, "copy the database while the service runs")
-    command.add_argument(
-        "target",
-        nargs="?",
-        type=Path,
-        metavar="FILE|DIR",
-        help="the copy to make, a new file, or a directory to make it in; by default "
-        "the directory backups beside the database",
-    )
-    command.add_argument("--gzip", action="store_true", help="compress the copy")
-    command.add_argument(
-        "--keep", type=positive, metavar="N", help="delete all but the N newest in the directory"
-    )
-    command = add(restore, "put a copy in the database's place")
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a copy made by backup")
-    source.add_argument("--latest", action="store_true", help="the newest copy")
-    source.add_argument(
-        "--at",
-        type=moment,
-        metavar="TIME",
-        help="the state at a time, or the newest before it, such as 2026-01-31T09:30:00Z",
-    )
-    command.add_argument("--dry-run", action="store_true", help="only check that it could be done")
+    if arguments and arguments[0] not in {*commands.choices, "template"}:
+        # The commands above import this themselves, and `template` has to work without it
+        from app.chassis.assembly import engine
+
+        for name, (text, add_arguments, run) in engine.COMMANDS.items():
+            command = commands.add_parser(name, help=text)
+            add_arguments(command)
+            command.set_defaults(run=partial(of_engine, run))
     command = add(template, "how this stands to the template it comes from")
     command.add_argument("task", choices=("status", "diff", "notes", "update"))
     command.add_argument("options", nargs=argparse.REMAINDER, help="those of trackbed")
     return parser
 
 
-def positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
-    return number
-
-
-def moment(text: str) -> datetime:
-    """Read a time in the past. It needs a zone, or nobody could know which time is meant."""
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("is no time; write it as 2026-01-31T09:30:00Z") from None
-    if value.tzinfo is None:
-        raise argparse.ArgumentTypeError("has no zone; write it as 2026-01-31T09:30:00Z")
-    if value > datetime.now(UTC):
-        raise argparse.ArgumentTypeError("is in the future")
-    return value
-
-
 def load_settings() -> "ChassisSettings":
     from app.chassis import assembly
 
     return assembly.settings_class().load()
-
-
-def prepared_settings() -> "ChassisSettings":
-    """Return the settings for a command that changes the database, with log and volume ready."""
-    from app.chassis import logs
-    from app.chassis.sqlite import volume
-
-    settings = load_settings()
-    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    volume.prepare(settings)
-    return settings
 
 
 def start(_: argparse.Namespace) -> int:
@@ -160,12 +113,12 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def migrate(_: argparse.Namespace) -> int:
-    from app.chassis import migrate
-    from app.chassis.sqlite import volume
+    from app.chassis import assembly, logs, migrate
 
-    database = prepared_settings().database_path
-    with volume.locked(database):
-        migrate.upgrade(database)
+    settings = load_settings()
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    with assembly.engine.prepare(settings, 0):
+        migrate.upgrade(settings)
     return 0
 
 
@@ -188,54 +141,18 @@ def settings(_: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     from app.chassis import assembly, health
 
-    settings = load_settings()
-    found = health.figures(settings, assembly.Monitor(settings).health_checks)
-    print(json.dumps(found, indent=2) if options.json else "\n".join(health.figure_lines(found)))
+    settings, engine = load_settings(), assembly.engine
+    checks = {**engine.checks(settings, None), **assembly.Monitor(settings).health_checks}
+    found = health.figures(health.Health(settings, checks), engine.figures(settings))
+    lines = health.figure_lines(found, engine.in_words(found))
+    print(json.dumps(found, indent=2) if options.json else "\n".join(lines))
     return 1 if found["status"] == "failed" else 0
 
 
-def backup(options: argparse.Namespace) -> int:
-    from app.chassis.sqlite import backup, volume
+def of_engine(run: Callable[..., int], options: argparse.Namespace) -> int:
+    from app.chassis import assembly, migrate
 
-    settings = load_settings()
-    if options.target is None and settings.app_uid is not None:
-        # A root shell also has to work as the service's user, because the service rotates these
-        volume.prepare(settings)
-    copy = backup.backup(
-        settings.database_path,
-        options.target,
-        compress=options.gzip,
-        keep=options.keep,
-        reserve=settings.min_free_bytes,
-    )
-    print(f"{copy}: {copy.stat().st_size} bytes")
-    return 0
-
-
-def restore(options: argparse.Namespace) -> int:
-    from app.chassis import assembly
-    from app.chassis.sqlite import backup, volume
-
-    settings = prepared_settings()
-    database = settings.database_path
-    with volume.locked(database):
-        backup.tidy(database)
-        with tempfile.TemporaryDirectory(prefix=".restore-", dir=database.parent) as directory:
-            copy, name = options.file, str(options.file)
-            if copy is None:
-                copy = Path(directory, "copy.db")
-                name = "the newest copy" if options.at is None else f"the copy of {options.at}"
-                if not assembly.fetch(settings, copy, options.at):
-                    limit = "" if options.at is None else f" of {options.at} or before"
-                    raise StartupError(f"Restore: there is no copy{limit}.")
-            kept = backup.restore(copy, database, dry_run=options.dry_run, name=name)
-    if options.dry_run:
-        print(f"{name} can be restored")
-        return 0
-    print(f"{name} is now the database {database}")
-    if kept is not None:
-        print(f"The one before is kept as {kept}")
-    return 0
+    return run(options, load_settings(), assembly.fetch, migrate.upgrade)
 
 
 class TemplateError(StartupError):

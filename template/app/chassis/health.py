@@ -1,10 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Health of the service, as routes for monitors and as `python -m app status` for people.
 
-`/health` checks the database, and `/health/live` only that the process answers. A pooled `SELECT 1`
-goes on answering after the file is deleted or replaced, or its volume is unmounted. So `/health`
-opens the file afresh, takes the write lock, reads the schema's revision and releases the lock.
-Requests that come together share one check, which starts after all of them have asked.
+`/health` runs the checks of the engine, of the backup and of the service, and `/health/live` shows
+only that the process answers. Requests that come together share one run of the checks, which starts
+after all of them have asked.
 """
 
 import asyncio
@@ -12,10 +11,7 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import closing
 from contextvars import Context
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Generic, NotRequired, TypedDict, TypeVar
 
 import anyio
@@ -23,24 +19,17 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.chassis import migrate
 from app.chassis.checks import finding
 from app.chassis.checks.finding import Degraded as Degraded
 from app.chassis.checks.finding import Details, HealthProblem, HealthStatus
 from app.chassis.checks.finding import HealthCheck as HealthCheck
 from app.chassis.checks.finding import Unhealthy as Unhealthy
 from app.chassis.settings import CoreSettings
-from app.chassis.sqlite import backup, volume
-from app.chassis.sqlite.driver import open_database, sqlite3
-from app.chassis.sqlite.file import DatabaseFile, result_code
 
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT: Final = 3.0
 """Seconds until a check without an answer counts as failed."""
-
-LOCK_TIMEOUT: Final = 2.0
-"""Seconds to wait for the database's write lock."""
 
 LEVELS: Final[dict[HealthStatus, int]] = {
     "ok": logging.INFO,
@@ -48,16 +37,6 @@ LEVELS: Final[dict[HealthStatus, int]] = {
     "failed": logging.ERROR,
 }
 """Level at which each status is logged. The worse the status, the higher the level."""
-
-REASONS: Final = {
-    sqlite3.SQLITE_BUSY: "the database is locked",
-    sqlite3.SQLITE_READONLY: "the database is read-only",
-    sqlite3.SQLITE_FULL: "the volume is full",
-    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
-    sqlite3.SQLITE_NOTADB: "the file is not a database",
-    sqlite3.SQLITE_CORRUPT: "the database is damaged",
-}
-"""Messages for SQLite's errors, because the driver's own text can contain paths and SQL."""
 
 Result = TypeVar("Result")
 
@@ -105,55 +84,18 @@ class Health:
     """Checks of /health.
 
     Args:
-        settings: The limits, and the version and environment shown.
-        file: The database file that the service has started with.
-        extra: Further checks by name. See HealthCheck.
+        settings: The version and the environment shown.
+        checks: The checks by name. See HealthCheck.
     """
 
-    def __init__(
-        self, settings: CoreSettings, file: DatabaseFile, extra: Mapping[str, HealthCheck]
-    ) -> None:
+    def __init__(self, settings: CoreSettings, checks: Mapping[str, HealthCheck]) -> None:
         self.settings = settings
-        self.path = settings.database_path
-        self.file = file
-        self.known = migrate.known_revisions()
-        self.heads = migrate.head_revisions()
-        self.checks = {"database": self.database, "disk": self.disk, **extra}
         # Each check has a thread of its own, because all threads of the routes may be waiting
-        self.limiters = {name: anyio.CapacityLimiter(1) for name in self.checks}
-
-    def database(self) -> None:
-        """Check that the file is there, is a database, is writable, and has this code's schema."""
-        if fault := self.file.fault():
-            raise Unhealthy(fault)
-        if self.file.is_read_only():
-            raise Unhealthy("the database is read-only")
-        try:
-            with closing(open_database(self.path, busy_timeout=LOCK_TIMEOUT)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                current = migrate.current_revisions(connection)
-                connection.execute("ROLLBACK")
-        except sqlite3.DatabaseError as error:
-            reason = REASONS.get(result_code(error), "the database does not answer")
-            raise Unhealthy(reason) from error
-        if not migrate.is_migrated(current, self.known, self.heads):
-            raise Unhealthy("the database is not at this release's schema")
-
-    def disk(self) -> None:
-        """Check that the volume has room for more than a few transactions."""
-        try:
-            free = volume.free_bytes(self.path.parent)
-        except OSError as error:
-            raise Unhealthy("the database's directory is missing") from error
-        if free < self.settings.min_free_bytes:
-            raise Unhealthy("the volume is full")
-        if free < self.settings.low_free_bytes:
-            raise Degraded("the volume is nearly full")
+        self.checks = {name: (check, anyio.CapacityLimiter(1)) for name, check in checks.items()}
 
     async def outcomes(self) -> dict[str, Outcome]:
         """Run the checks at the same time, and return the outcome of each."""
-        pairs = zip(self.checks.values(), self.limiters.values(), strict=True)
-        outcomes = await asyncio.gather(*(run_check(*pair) for pair in pairs))
+        outcomes = await asyncio.gather(*(run_check(*pair) for pair in self.checks.values()))
         return dict(zip(self.checks, outcomes, strict=True))
 
     def report(self, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -259,55 +201,19 @@ def add_routes(app: FastAPI, checks: Health) -> None:
     app.add_route("/health/live", live, ["GET"], include_in_schema=False)
 
 
-def figures(settings: CoreSettings, extra: Mapping[str, HealthCheck]) -> dict[str, Any]:
-    """Return what /health knows, with the sizes and ages behind it, and change nothing.
-
-    Sizes are in bytes and ages in seconds. A figure that nobody can know is None.
-    """
-    database = settings.database_path
-    health = Health(settings, DatabaseFile(database), extra)
-    report = health.report(anyio.run(health.outcomes))
-    checks = report.pop("checks")
-    newest = known(lambda: backup.newest(database))
-    return {
-        **report,
-        "running": volume.holder(database) is not None,
-        "database": str(database),
-        "database_bytes": known(lambda: health.file.path.stat().st_size),
-        "wal_bytes": known(lambda: health.file.log.stat().st_size),
-        "free_bytes": known(lambda: volume.free_bytes(database.parent)),
-        "revision": known(lambda: revision(database)),
-        "newest_backup": newest and str(newest.path),
-        "newest_backup_age": newest and (datetime.now(UTC) - newest.made).total_seconds(),
-        "checks": checks,
-    }
+def figures(checks: Health, of_engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what /health knows, with the engine's figures behind it, and change nothing."""
+    report = checks.report(anyio.run(checks.outcomes))
+    results = report.pop("checks")
+    return {**report, **of_engine, "checks": results}
 
 
-def known(measure: Callable[[], Result]) -> Result | None:
-    try:
-        return measure()
-    except (OSError, sqlite3.DatabaseError):
-        return None
-
-
-def revision(database: Path) -> str | None:
-    with closing(open_database(database)) as connection:
-        return ", ".join(sorted(migrate.current_revisions(connection))) or None
-
-
-def figure_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of `status` for a person."""
-    age = found["newest_backup_age"]
-    copy = "none on the volume" if age is None else f"{found['newest_backup']}, {ago(age)}"
+def figure_lines(found: Mapping[str, Any], of_engine: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of `status` for a person, with the engine's figures in words."""
     shown = {
         "status": found["status"],
         "version": f"{found['version']} ({found['environment']})",
-        "service": "running" if found["running"] else "stopped",
-        "database": f"{found['database']}, {in_words(found['database_bytes'])}",
-        "log (WAL)": in_words(found["wal_bytes"] or 0),
-        "free space": in_words(found["free_bytes"]),
-        "revision": found["revision"] or "none",
-        "newest backup": copy,
+        **of_engine,
     }
     for label, value in shown.items():
         yield f"{label:<14} {value}"
@@ -317,7 +223,7 @@ def figure_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name:<14} {'; '.join(filter(None, parts))}"
 
 
-def in_words(count: int | None) -> str:
+def in_bytes(count: int | None) -> str:
     if count is None:
         return "missing"
     return f"{count} bytes" if count < 1e6 else f"{count / 1e6:.1f} MB"

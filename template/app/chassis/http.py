@@ -20,8 +20,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
+from app.chassis.sessions import add_right_way
 from app.chassis.settings import CoreSettings
-from app.chassis.sqlite.sessions import add_right_way
 
 logger = logging.getLogger("app.request")
 
@@ -61,12 +61,7 @@ FOREIGN_PAGE: Final = "This page may not do that: its Origin is not in CORS_ORIG
 
 
 class Edge:
-    """Middleware for client address, request id, headers of every answer, and access log.
-
-    Args:
-        app: The application.
-        settings: trusted_proxies, content_security_policy, docs_enabled, production.
-    """
+    """Middleware for client address, request id, headers of every answer, and access log."""
 
     def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:
         self.app = app
@@ -138,10 +133,6 @@ class Guard:
     """Middleware that refuses unknown hosts, too large bodies, and other pages' WebSockets.
 
     A browser opens a WebSocket for any page. It does not ask the service first, unlike with CORS.
-
-    Args:
-        app: The application.
-        settings: allowed_hosts, max_body_bytes, backend_url, cors_origins.
     """
 
     def __init__(self, app: ASGIApp, settings: CoreSettings) -> None:

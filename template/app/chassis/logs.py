@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,7 +42,6 @@ LEFT: Final = 10  # Lines a second that requests leave free for other lines
 LINGER: Final = 0.05  # Seconds in which lines gather, so that not each of them wakes a thread
 EXIT_TIMEOUT: Final = 1.0  # Seconds after which a process ends that can write none of its lines
 SPAN: Final = 1.05  # Seconds of a window, because a line is read up to 50 ms after it was noted
-TRIES: Final = 50  # Attempts to lock the windows, a tenth of a millisecond apart
 TELL_EVERY: Final = 1.0  # Seconds between two lines that report what was counted
 SLOTS: Final = 32  # Processes that count at once, which is twice the maximum number of workers
 BUCKETS: Final = 512  # Classes of durations, sixteen for each doubling from 0.01 ms on
@@ -202,35 +202,22 @@ class LineHandler(logging.StreamHandler[TextIO]):
 class Lock:
     """Lock among the threads of all processes. The kernel releases it if a process is killed.
 
-    The lock on a byte of the file belongs to a whole process, so its threads need another lock.
+    The lock on the file belongs to a whole process, so its threads need another lock.
 
     Args:
         file: File that all processes have inherited.
-        byte: Byte of the file that this lock is about.
-        patient: True to wait as long as it takes. Otherwise the wait for another process is short,
-            in case that one has stopped, and then the block is entered nevertheless. The kernel
-            would take a second patient lock for a deadlock.
     """
 
-    def __init__(self, file: int | IO[bytes], byte: int, *, patient: bool) -> None:
-        self.file, self.byte, self.patient = file, byte, patient
+    def __init__(self, file: int | IO[bytes]) -> None:
+        self.file = file
         self.threads = threading.RLock()
 
     def __enter__(self) -> None:
         self.threads.acquire()
-        if self.patient:
-            fcntl.lockf(self.file, fcntl.LOCK_EX, 1, self.byte)
-            return
-        for _ in range(TRIES):
-            try:
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.byte)
-            except (BlockingIOError, PermissionError):
-                time.sleep(0.0001)
-            else:
-                return
+        fcntl.lockf(self.file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
-        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, self.byte)
+        fcntl.lockf(self.file, fcntl.LOCK_UN)
         self.threads.release()
 
 
@@ -245,18 +232,34 @@ class Window:
         self.cells = cells
         self.lines = len(cells) - 1
 
+    @property
+    def taken(self) -> int:
+        return int(self.cells[self.lines])
+
     def take(self, now: float, *, leave: int = 0) -> bool:
         """Note one line and return True, if the window has room for it and `leave` more lines."""
         if self.is_full(now, leave):
             return False
-        taken = int(self.cells[self.lines])
-        self.cells[taken % self.lines] = now
-        self.cells[self.lines] = taken + 1
+        self.note(now)
         return True
 
+    def note(self, now: float) -> None:
+        """Note one line, also if there is no room. One caller at a time may do this."""
+        if not self.lines:
+            return
+        taken = self.taken
+        # The number comes first, or who reads in between would take this line's cell for the
+        # oldest one's and see no room
+        self.cells[self.lines] = taken + 1
+        self.cells[taken % self.lines] = now
+
     def is_full(self, now: float, leave: int) -> bool:
-        taken = int(self.cells[self.lines])
-        return self.lines <= leave or now - self.cells[(taken + leave) % self.lines] < SPAN
+        """Return whether there is no room, also while another process takes some."""
+        while True:
+            taken = self.taken
+            full = self.lines <= leave or now - self.cells[(taken + leave) % self.lines] < SPAN
+            if not full or taken == self.taken:
+                return full
 
 
 class Shared:
@@ -270,13 +273,12 @@ class Shared:
     """
 
     def __init__(self, lines: int) -> None:
-        sizes = (lines + 1, IMPORTANT_LINES + 1, lines + IMPORTANT_LINES + 1)
+        sizes = (lines + 1, IMPORTANT_LINES + 1)
         ends = list(accumulate(sizes, initial=2))
         memory = mmap.mmap(-1, 8 * (ends[-1] + WIDTH * (SLOTS + 1)))
         cells = memoryview(memory).cast("d")
         self.told_at, self.last_slot = cells[:1], cells[1:2]
-        windows = [Window(cells[start:end]) for start, end in pairwise(ends)]
-        self.usual, self.important, self.written = windows
+        self.usual, self.important = (Window(cells[start:end]) for start, end in pairwise(ends))
         counts = cells[ends[-1] :].cast("B").cast("Q")
         self.counts, self.told = counts[:-WIDTH], counts[-WIDTH:]
         self.slot = self.forks = 0
@@ -284,27 +286,21 @@ class Shared:
             file: int | IO[bytes] = os.memfd_create("log")
         else:
             file = tempfile.TemporaryFile()  # noqa: SIM115, it is open as long as the process
-        self.writing = Lock(file, 0, patient=True)
-        """Lock on the descriptors, because a long line is written in several parts."""
-        self.noting = Lock(file, 1, patient=False)
-        """Lock on the windows. One line too many is better than none."""
+        self.writing = Lock(file)
+        """Lock on the windows and on the descriptors, where a long line takes several writes."""
 
     def fork(self) -> None:
         """Choose the slot of the next process. The first slot is this process's own."""
         self.forks += 1
 
     def forked(self) -> None:
-        # The first process may have held these locks at the fork
-        self.writing.threads = threading.RLock()
-        self.noting.threads = threading.RLock()
+        self.writing.threads = threading.RLock()  # The first process may have held it at the fork
         self.slot = 1 + self.forks % (SLOTS - 1)
         self.last_slot[0] = max(self.last_slot[0], self.slot)
 
     def count(self, *places: int) -> None:
-        first = self.slot * WIDTH
-        with self.noting.threads:
-            for place in places:
-                self.counts[first + place] += 1
+        for place in places:
+            self.counts[self.slot * WIDTH + place] += 1
 
     def untold(self) -> list[int]:
         """Return what all processes have counted since the last report."""
@@ -381,8 +377,13 @@ class Output:
     def forked(self) -> None:
         """Begin anew in a forked process. The waiting lines are left to its parent."""
         self.lock = threading.RLock()
-        self.lines: deque[tuple[int, bytes]] = deque()
+        self.lines: deque[tuple[int, bytes, Window, int]] = deque()
         self.size = 0
+        self.accepted = {
+            window: Window(memoryview(array("d", bytes(window.cells.nbytes))))
+            for window in (self.shared.usual, self.shared.important)
+        }
+        """Lines that this process has accepted for each window of all processes."""
         self.thread: threading.Thread | None = None
         self.wake = threading.Event()
         self.hurry = threading.Event()
@@ -393,40 +394,45 @@ class Output:
 
     def put_request(self, record: RequestRecord, line: Callable[[logging.LogRecord], str]) -> None:
         """Write a request's line, or count it if there is no room."""
-        known = vars(record)
-        places = STATUS + min(known["status"], 599), DURATION + bucket(known["duration_ms"])
-        # Most requests of a busy service find the window full, and need no lock to see that
-        if self.size >= ROOM or self.shared.usual.is_full(time.monotonic(), self.left):
-            self.count(*places)
-        elif self.has_room(self.shared.usual, self.left, *places):
-            self.put(f"{line(record)}\n".encode(errors="backslashreplace"))
+        if self.size < ROOM and self.has_room(self.shared.usual, self.left):
+            text = f"{line(record)}\n".encode(errors="backslashreplace")
+            self.put(self.descriptor, text, self.shared.usual, self.left)
+        else:
+            known = vars(record)
+            duration = bucket(known["duration_ms"])
+            self.count(STATUS + min(known["status"], 599), DURATION + duration)
 
     def put_line(self, line: bytes, *, important: bool, descriptor: int | None = None) -> None:
         """Write another line, or count it if there is no room."""
-        window, leave, place = self.shared.usual, 1, LINES
-        if important:
-            window, leave, place = self.shared.important, 0, WARNINGS
+        window, leave = (self.shared.important, 0) if important else (self.shared.usual, 1)
         if self.size >= ROOM * (1 + important):
             self.count(LOST)
-        elif self.has_room(window, leave, place):
-            self.put(line, descriptor, hurry=important)
+        elif self.has_room(window, leave):
+            self.put(descriptor or self.descriptor, line, window, leave, hurry=important)
+        else:
+            self.count(WARNINGS if important else LINES)
 
-    def has_room(self, window: Window, leave: int, *places: int) -> bool:
-        """Return whether a line may be written. If it may not, count it in these places."""
-        with self.shared.noting:
-            room = window.take(time.monotonic(), leave=leave)
-        if not room:
-            self.count(*places)
-        return room
+    def has_room(self, window: Window, leave: int) -> bool:
+        """Return whether the line may be written, and note it if it may.
 
-    def put(self, line: bytes, descriptor: int | None = None, *, hurry: bool = False) -> None:
+        A lock among the processes would cost each request a change of threads. So a process sees
+        what the others have written, and what they still have to write only makes it wait.
+        """
+        now = time.monotonic()
         with self.lock:
-            self.lines.append((descriptor or self.descriptor, line))
+            return not window.is_full(now, leave) and self.accepted[window].take(now, leave=leave)
+
+    def put(
+        self, descriptor: int, line: bytes, window: Window, leave: int, *, hurry: bool = False
+    ) -> None:
+        with self.lock:
+            self.lines.append((descriptor, line, window, leave))
             self.size += len(line)
         self.wake_up(hurry=hurry)
 
     def count(self, *places: int) -> None:
-        self.shared.count(*places)
+        with self.lock:
+            self.shared.count(*places)
         if not self.counted_at:
             self.counted_at = time.monotonic()
             self.wake_up()
@@ -472,13 +478,17 @@ class Output:
         lines: list[bytes] = []
         size = 0
         while self.lines and self.lines[0][0] == descriptor:
-            size += len(self.lines[0][1])
+            _, line, window, leave = self.lines[0]
+            size += len(line)
             if lines and size > PIECE:
                 break
-            with self.shared.noting:
-                if not (self.shared.written.take(time.monotonic()) or self.ending):
-                    break
-            lines.append(self.lines.popleft()[1])
+            now = time.monotonic()
+            if self.ending:
+                window.note(now)
+            elif not window.take(now, leave=leave):
+                break
+            self.lines.popleft()
+            lines.append(line)
         return lines
 
     def tell_counts(self) -> None:
@@ -498,8 +508,7 @@ class Output:
             if not any(counts):
                 return
             shared.told_at[0] = now
-            with shared.noting:
-                shared.usual.take(now), shared.written.take(now)
+            shared.usual.note(now)
             if self.write(self.descriptor, f"{self.tell(counts)}\n".encode()):
                 shared.note_told(counts)
             else:

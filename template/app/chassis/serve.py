@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Start of the service. This process prepares everything, and then becomes the server.
 
-Each step of the start is in the module that it belongs to. The default is one worker. SQLite has
-one writer, and each worker needs memory of its own. So more workers only help where Python is busy.
+Each step of the start is in the module that it belongs to. The default is one worker. Each needs
+memory of its own, so more of them only help where Python is busy.
 """
 
 import errno
@@ -21,7 +21,6 @@ from app.chassis import answers, assembly, logs, migrate
 from app.chassis.assembly import ChassisSettings
 from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite import backup, volume
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,7 +49,7 @@ def serve(settings: ChassisSettings, *, reload: bool) -> NoReturn:
     Raises:
         StartupError: A step before the server failed.
     """
-    prepare(settings, development_bind(settings))
+    prepare(settings, f"127.0.0.1:{settings.port}")
     execute(development_command(settings, reload=reload), settings)
 
 
@@ -62,12 +61,10 @@ def prepare(settings: ChassisSettings, bind: str) -> None:
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     for warning in settings.warnings():
         logger.warning(warning)
-    volume.prepare(settings)
-    volume.acquire_lock(settings.database_path, settings.lock_timeout)
+    assembly.engine.prepare(settings, settings.lock_timeout)
     require_free(bind)
-    backup.tidy(settings.database_path)
     assembly.restore(settings)
-    migrate.upgrade(settings.database_path)
+    migrate.upgrade(settings)
 
 
 def end(number: int, _: FrameType | None) -> NoReturn:
@@ -124,12 +121,8 @@ def development_command(settings: ChassisSettings, *, reload: bool) -> list[str]
     ]
 
 
-def development_bind(settings: ChassisSettings) -> str:
-    return f"127.0.0.1:{settings.port}"
-
-
 def require_free(bind: str) -> None:
-    """Refuse a port on which another program listens, before anything is changed.
+    """Refuse a port on which another program listens, before the database is changed.
 
     Raises:
         StartupError: The port is taken, or may not be used.
@@ -159,7 +152,7 @@ def create_migrated_app() -> "FastAPI":
     try:
         settings = assembly.settings_class().load()
         logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-        migrate.upgrade(settings.database_path)
+        migrate.upgrade(settings)
     except StartupError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

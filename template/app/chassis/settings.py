@@ -7,7 +7,6 @@ every problem. Messages name the variable and what to set. They never repeat its
 
 import ipaddress
 import json
-import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -54,9 +53,6 @@ EXAMPLE_SECRETS: Final = frozenset(
 MIN_SECRET_LENGTH: Final = 32
 MIN_SECRET_SYMBOLS: Final = 8
 
-DATABASE_URL_FORM: Final = re.compile(
-    r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
-)
 ORIGIN_FORM: Final = re.compile(r"(https?)://(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", re.IGNORECASE)
 DIRECTIVE_FORM: Final = re.compile(r"[a-z-]+( +[!-:<-~]+)*")
 KEYWORDS: Final = frozenset({"self", "none", "unsafe-inline", "unsafe-eval", "strict-dynamic"})
@@ -91,6 +87,8 @@ class CoreSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
+        # Only the last class that inherits from this one is used, and to build each takes 4 ms
+        defer_build=True,
         env_file=PROJECT_ROOT / ".env",
         env_file_encoding="utf-8-sig",  # Some editors begin a file with a mark of their own
         env_ignore_empty=True,
@@ -105,7 +103,6 @@ class CoreSettings(BaseSettings):
     railway_private_domain: str = Field(default="", description="Name inside of Railway's network")
     railway_public_domain: str = Field(default="", description="Railway's domain of the service")
     railway_git_commit_sha: str = Field(default="", description="Commit that Railway has deployed")
-    railway_volume_mount_path: str = Field(default="", description="Railway's path of the volume")
 
     environment: Literal["development", "production"] = Field(
         default="development",
@@ -114,13 +111,6 @@ class CoreSettings(BaseSettings):
     secret_key: SecretStr = Field(
         default=SecretStr(DEVELOPMENT_SECRET),
         description="Signs what the service hands out; in production at least 32 random characters",
-    )
-    volume_path: str = Field(
-        default="", description="Where the volume is mounted, outside Railway; the image sets it"
-    )
-    database_url: str = Field(
-        default="sqlite:///data/app.db",
-        description="The SQLite file; by default app.db on the volume where there is one",
     )
     port: int = Field(
         default=8000, ge=1, le=65535, description="Port to listen on; the platform sets it"
@@ -186,20 +176,6 @@ class CoreSettings(BaseSettings):
         description="Seconds to wait at start for the service that uses the database; by default "
         "120 with a volume",
     )
-    sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
-        default="FULL",
-        description="FULL survives a power cut with every commit, NORMAL may lose the last ones",
-    )
-    min_free_bytes: int = Field(
-        default=16 * 1024 * 1024,
-        ge=0,
-        description="Free bytes on the volume below which /health is 503",
-    )
-    low_free_bytes: int = Field(
-        default=64 * 1024 * 1024,
-        ge=0,
-        description="Free bytes on the volume below which /health says degraded",
-    )
 
     @classmethod
     def settings_customise_sources(
@@ -226,7 +202,7 @@ class CoreSettings(BaseSettings):
     def derive_defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in what the platform knows. A variable that was set always wins."""
         values = dict(given)
-        if on_railway := bool(values.get("railway_environment_id")):
+        if values.get("railway_environment_id"):
             values.setdefault("environment", "production")
             values.setdefault("trusted_proxies", EDGE_NETWORK)
         if str(values.get("environment", "development")).lower() != "development":
@@ -234,23 +210,18 @@ class CoreSettings(BaseSettings):
                 for one in field.metadata:
                     if isinstance(one, InProduction):
                         values.setdefault(name, one.default)
-        if volume := values.get("railway_volume_mount_path" if on_railway else "volume_path"):
-            values.setdefault("database_url", f"sqlite:///{volume}/app.db")
-            # An earlier deploy may be about to end, as on no person's machine
-            values.setdefault("lock_timeout", 120)
         if domain := values.get("railway_public_domain"):
             values.setdefault("backend_url", f"https://{domain}")
         if commit := values.get("railway_git_commit_sha"):
             values.setdefault("app_version", commit)
         return values
 
-    @field_validator("log_level", "log_format", "sqlite_synchronous", "environment", mode="before")
+    @field_validator("log_level", "log_format", "environment", mode="before")
     @classmethod
     def ignore_case(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
-        upper = info.field_name in {"log_level", "sqlite_synchronous"}
-        return value.upper() if upper else value.lower()
+        return value.upper() if info.field_name == "log_level" else value.lower()
 
     @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
@@ -279,43 +250,6 @@ class CoreSettings(BaseSettings):
                 f"needs at least {MIN_SECRET_LENGTH} random characters in production; "
                 "set it to the output of `openssl rand -hex 32`"
             )
-        return value
-
-    @field_validator("volume_path")
-    @classmethod
-    def volume_is_absolute(cls, value: str) -> str:
-        if value and not os.path.isabs(value):
-            raise ValueError("must be an absolute path, such as /data")
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def database_is_kept(cls, value: str, info: ValidationInfo) -> str:
-        match = DATABASE_URL_FORM.fullmatch(value)
-        if match is None or match[2] == ":memory:":
-            raise ValueError(
-                "must name a SQLite file without options, such as sqlite:////data/app.db"
-            )
-        if not is_production(info):
-            return value
-        on_railway = bool(info.data.get("railway_environment_id"))
-        volume = info.data.get("railway_volume_mount_path" if on_railway else "volume_path")
-        if on_railway and not volume:
-            raise ValueError(
-                "no volume is attached, so every deploy would lose the data; attach one: "
-                "`railway volume add --mount-path /data`"
-            )
-        advice = f"set it to sqlite:///{volume or '/data'}/app.db"
-        path = os.path.normpath(match[2])
-        if not os.path.isabs(path):
-            raise ValueError(
-                "must name an absolute path on the volume in production; "
-                f"{advice}, or set VOLUME_PATH"
-            )
-        if volume and path == os.path.normpath(volume):
-            raise ValueError(f"names the volume and no file on it; {advice}")
-        if volume and not Path(path).is_relative_to(os.path.normpath(volume)):
-            raise ValueError(f"is not on the volume, so every deploy would lose the data; {advice}")
         return value
 
     @field_validator("content_security_policy")
@@ -419,18 +353,6 @@ class CoreSettings(BaseSettings):
         return self.environment == "production"
 
     @property
-    def volume(self) -> Path | None:
-        """Return the directory of the mounted volume, or None if there is none (a laptop)."""
-        path = self.railway_volume_mount_path if self.on_railway else self.volume_path
-        return Path(path) if path else None
-
-    @property
-    def database_path(self) -> Path:
-        """Return the database file. A relative path counts from the project's root."""
-        _, _, path = self.database_url.partition(":///")
-        return Path(os.path.normpath(PROJECT_ROOT / path))
-
-    @property
     def bind(self) -> str:
         """Return the address of every interface, over IPv6 and IPv4 if the machine has both."""
         host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104, meant
@@ -448,8 +370,6 @@ class CoreSettings(BaseSettings):
                 "BACKEND_URL: not set and no public domain is known; "
                 "create one with `railway domain`, or set it"
             )
-        if self.on_railway and self.volume is None:
-            found.append("DATABASE_URL: no volume is attached; the next deploy loses the data")
         return found
 
 

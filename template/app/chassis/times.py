@@ -51,7 +51,6 @@ class StoredDateTime(sqlite.DATETIME):
     """Column type that converts a time to UTC before SQLAlchemy drops its offset."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Return the function that turns a value into SQLite's."""
         store: Any = super().bind_processor(dialect)
         return lambda value: store(in_utc(value) if isinstance(value, datetime) else value)
 
@@ -60,7 +59,6 @@ class StoredTime(sqlite.TIME):
     """Column type for a time of day, which cannot be converted without its date."""
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Return the function that turns a value into SQLite's."""
         store: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
 
         def process(value: Any) -> Any:

@@ -10,15 +10,12 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as BaseWorker
 
 from app.chassis import answers, logs
-
-if TYPE_CHECKING:
-    from uvicorn import Server
 
 PR_SET_PDEATHSIG: Final = 1
 """Option of prctl(2) for the signal that the kernel sends a process when its parent has died."""
@@ -45,19 +42,14 @@ class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, self.handle_usr1)
-        # The first process sends SIGQUIT to its workers when it is sent SIGINT itself
-        signal.signal(signal.SIGQUIT, stop)
+        # The first process sends SIGQUIT to its workers when it is sent SIGINT itself, and uvicorn
+        # hears of SIGTERM
+        signal.signal(signal.SIGQUIT, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def load_wsgi(self) -> None:
-        """Import everything that serving needs."""
+        """Import everything that serving needs, and make the server."""
         gc.disable()  # Nearly all objects that imports make are kept
         super().load_wsgi()
-        self.server = self.make_server()
-        # The imports stay, so no request has to wait while the collector looks through them
-        gc.freeze()
-        gc.enable()
-
-    def make_server(self) -> "Server":
         from uvicorn import Config, Server
 
         from app.chassis.bounds import BoundedProtocol
@@ -80,7 +72,10 @@ class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
             callback_notify=self.beat,
             timeout_graceful_shutdown=answers.REQUEST_SECONDS,
         )
-        return Server(config)
+        self.server = Server(config)
+        # The imports stay, so no request has to wait while the collector looks through them
+        gc.freeze()
+        gc.enable()
 
     def run(self) -> None:
         """Serve until a signal, and then end as other processes do, with what is done at exit.
@@ -105,8 +100,3 @@ class Worker(BaseWorker):  # type: ignore[misc]  # The package has no types
     async def beat(self) -> None:
         """Tell gunicorn that the event loop runs."""
         self.notify()
-
-
-def stop(_: int, __: FrameType | None) -> None:
-    """Stop as on SIGTERM, of which uvicorn hears."""
-    signal.raise_signal(signal.SIGTERM)

@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from app.chassis import migrate
+from app.chassis import migrate, revisions
 from app.chassis.settings import PROJECT_ROOT
 from app.chassis.sqlite import backup
 from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.schema import current_revisions
 
 
 def ask(database: Path, query: str = "PRAGMA user_version") -> list[Any]:
@@ -27,7 +28,7 @@ def ask(database: Path, query: str = "PRAGMA user_version") -> list[Any]:
 
 def test_a_new_database_gets_to_the_newest_revision(database: Path) -> None:
     with closing(open_database(database)) as connection:
-        assert migrate.current_revisions(connection) == migrate.head_revisions()
+        assert current_revisions(connection) == revisions.head_revisions()
 
 
 def test_the_models_are_what_the_migrations_make(database: Path) -> None:
@@ -51,13 +52,13 @@ def test_a_reader_cannot_write(probed: TestClient) -> None:
 
 def test_an_answer_comes_after_the_commit(app: FastAPI, probed: TestClient, database: Path) -> None:
     # An answer that does not wait for the commit would be here first
-    event.listen(app.state.database._writer.engine, "commit", lambda _: time.sleep(0.2))
+    event.listen(app.state.database.writer.engine, "commit", lambda _: time.sleep(0.2))
 
     assert probed.post("/contract/write").json() == 1
     assert ask(database) == [(1,)]
 
 
-@pytest.mark.skipif(not migrate.head_revisions(), reason="there is no revision yet")
+@pytest.mark.skipif(not revisions.head_revisions(), reason="there is no revision yet")
 def test_a_copy_brings_tables_and_data_back(
     probed: TestClient, database: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +68,8 @@ def test_a_copy_brings_tables_and_data_back(
     probed.post("/contract/write")
     restored = tmp_path / "restored.db"
 
-    assert backup.restore(copy, restored) is None
-    assert backup.restore(copy, restored) is not None  # It says where the previous one is kept
+    assert backup.restore(copy, restored, migrate.upgrade) is None
+    kept = backup.restore(copy, restored, migrate.upgrade)
+    assert kept is not None
     assert ask(restored) == [(1,)]
     assert ask(restored, tables) == ask(database, tables) != []

@@ -517,7 +517,7 @@ def test_who_is_refused_waits_for_no_lock(service: Service) -> None:
 
 def test_an_event_id_is_a_position() -> None:
     assert str(Position(12, 340)) == "12-340"
-    assert Position.parse("12-340") == Position(12, 340)
+    assert routes.find_position("12-340") == Position(12, 340)
 
 
 def test_who_comes_back_puts_the_end_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +579,7 @@ def test_answers_that_end_together_share_transactions(
     threads = [service.thread_id() for _ in range(10)]
     with ExitStack() as stack:
         streams = [stack.enter_context(service.chat(thread)) for thread in threads]
-        event.listen(database._writer.engine, "commit", lambda _: next(commits))
+        event.listen(database.writer.engine, "commit", lambda _: next(commits))
         with database.write() as session:
             session.connection()
             gate.set()

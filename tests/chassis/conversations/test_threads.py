@@ -8,11 +8,10 @@ from alembic.migration import MigrationContext
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.chassis import migrate
+from app.chassis import assembly, migrate, revisions
 from app.chassis.conversations.models import Message, Thread
 from app.chassis.conversations.owner import owner
 from app.chassis.conversations.routes import MAX_TEXT
-from app.chassis.database import Database
 from app.models import Base
 from app.settings import Settings
 
@@ -60,7 +59,7 @@ def test_pages_follow_the_last_id(client: TestClient) -> None:
 
 def test_a_thread_is_read_from_its_newest_messages(client: TestClient, settings: Settings) -> None:
     thread = create(client, "long")
-    database = Database(settings.database_path)
+    database = assembly.engine.open(settings)
     with database.write() as session:
         for number in range(5):
             session.add(Message(thread_id=thread, role="user", status="complete", text=str(number)))
@@ -81,7 +80,7 @@ def test_messages_go_with_their_thread(client: TestClient, settings: Settings) -
 
     client.delete(f"/threads/{thread}")
 
-    database = Database(settings.database_path)
+    database = assembly.engine.open(settings)
     with database.read() as session:
         assert session.query(Message).count() == 0
     database.dispose()
@@ -184,12 +183,12 @@ def test_another_persons_thread_is_as_unknown(client: TestClient, app: FastAPI) 
 
 def test_the_revisions_make_the_tables_that_the_code_knows(settings: Settings) -> None:
     migrate.upgrade(settings.database_path)
-    (schema,) = (schema for schema in migrate.FEATURES if schema.name == "conversations")
+    (schema,) = (schema for schema in revisions.FEATURES if schema.name == "conversations")
     assert {Thread.__tablename__, Message.__tablename__} == set(schema.tables)
-    database = Database(settings.database_path)
+    database = assembly.engine.open(settings)
     options = {"include_object": migrate.belongs_to(schema)}
     try:
-        with database._readers.engine.connect() as connection:
+        with database.readers.engine.connect() as connection:
             context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, Base.metadata) == []
     finally:

@@ -8,10 +8,14 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from fastapi import Request, Response
 from joserfc.jwk import OctKey, RSAKey
+from starlette.middleware.base import RequestResponseEndpoint
 
 from app.chassis.oauth import client, routes
 from app.chassis.oauth.routes import safe_path
+from app.main import create_app
+from app.settings import Settings
 
 from .conftest import NAMES, Browser, Log, OpenBrowser
 
@@ -36,6 +40,22 @@ def test_there_and_back(browser: Browser, name: str) -> None:
     me = browser.get("/auth/me")
     assert me.json() == {"id": 1, "provider": name, "email": "ann@example.com", "name": "Ann"}
     assert [answer.headers["Cache-Control"] for answer in (away, back, me)] == ["no-store"] * 3
+
+
+def test_middleware_of_the_service_has_nobodys_data_kept(
+    open_browser: OpenBrowser, settings: Settings
+) -> None:
+    app = create_app(settings)
+
+    @app.middleware("http")
+    async def add_default(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        answer = await call_next(request)
+        answer.headers.setdefault("Cache-Control", "public, max-age=60")
+        return answer
+
+    browser = open_browser(app)
+    browser.sign_in(email="ann@example.com", email_verified=True, name="Ann")
+    assert browser.get("/auth/me").headers["Cache-Control"] == "no-store"
 
 
 def test_an_account_is_stored_once(browser: Browser) -> None:

@@ -5,14 +5,14 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import exc
 
-from app.chassis import migrate
-from app.chassis.database import Database
+from app.chassis import assembly, migrate, revisions
 from app.chassis.errors import StartupError
 from app.chassis.oauth.models import User
 from app.chassis.sqlite.driver import open_database
+from app.chassis.sqlite.schema import table_names
 from app.settings import Settings
 
-(SCHEMA,) = (schema for schema in migrate.FEATURES if schema.name == "oauth")
+(SCHEMA,) = (schema for schema in revisions.FEATURES if schema.name == "oauth")
 
 
 def config(settings: Settings) -> Config:
@@ -28,7 +28,7 @@ def test_the_model_is_what_the_revisions_make(settings: Settings) -> None:
 def test_the_revisions_can_be_undone(settings: Settings) -> None:
     command.downgrade(config(settings), "base")
     connection = open_database(settings.database_path)
-    found = migrate.table_names(connection)
+    found = table_names(connection)
     assert "users" not in found
     assert "alembic_version" in found
     connection.close()
@@ -39,7 +39,7 @@ def test_the_revisions_can_be_undone(settings: Settings) -> None:
 
 
 def test_an_account_has_one_row(settings: Settings) -> None:
-    database = Database(settings.database_path)
+    database = assembly.engine.open(settings)
 
     def add(provider: str, subject: str) -> None:
         with database.write() as session:

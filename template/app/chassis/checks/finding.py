@@ -6,7 +6,8 @@
 """
 
 import mmap
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -39,6 +40,15 @@ def failed(name: str, verdict: str, advice: str) -> Finding:
 
 def skipped(name: str, verdict: str) -> Finding:
     return Finding(name, "skipped", verdict)
+
+
+def readable(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield findings, and a failed one in place of the rest where this user may not look."""
+    try:
+        yield from findings
+    except PermissionError as error:
+        verdict = f"{error.filename} cannot be read as uid {os.geteuid()}"
+        yield failed(name, verdict, "run `check` as the service's user")
 
 
 HealthStatus = Literal["ok", "degraded", "failed"]

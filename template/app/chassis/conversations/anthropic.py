@@ -32,11 +32,7 @@ CUT_SHORT: Final[dict[StopReason, str]] = {
 
 
 class AnthropicProvider:
-    """Provider of answers by Claude.
-
-    Args:
-        settings: The key, the model, and the limits.
-    """
+    """Provider of answers by Claude."""
 
     def __init__(self, settings: AnthropicSettings) -> None:
         self.settings = settings
@@ -99,13 +95,7 @@ async def errors_explained() -> AsyncGenerator[None, None]:
 
 
 def explained(message: str, error: Exception) -> ProviderError:
-    status = getattr(error, "status_code", None)
-    request_id = getattr(error, "request_id", None)
-    logger.warning(
-        "Anthropic: %s (%s, status %s, request %s)",
-        message,
-        type(error).__name__,
-        status,
-        request_id,
-    )
+    status, request = getattr(error, "status_code", None), getattr(error, "request_id", None)
+    kind = type(error).__name__
+    logger.warning("Anthropic: %s (%s, status %s, request %s)", message, kind, status, request)
     return ProviderError(message)

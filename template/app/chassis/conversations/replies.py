@@ -61,11 +61,6 @@ class Position(NamedTuple):
     message_id: int
     characters: int
 
-    @classmethod
-    def parse(cls, event_id: str) -> "Position":
-        message_id, _, characters = event_id.partition("-")
-        return cls(int(message_id), int(characters))
-
     def __str__(self) -> str:
         return f"{self.message_id}-{self.characters}"
 
@@ -84,7 +79,8 @@ class Reply:
         self._abandoned: asyncio.TimerHandle | None = None
         self.grows = True
         """True while more text may come."""
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Event that is set once, at the next change, and then replaced."""
 
     def add(self, text: str) -> None:
         self.text += text
@@ -101,13 +97,6 @@ class Reply:
             self.grows = False
             self.task.cancel()
 
-    def settle(self) -> None:
-        """Mark the text as final, so that `stop` does not interrupt its storing."""
-        self.grows = False
-
-    async def changed(self) -> None:
-        await self._changed.wait()
-
     @contextmanager
     def watched(self, grace: float | None = None) -> Iterator[None]:
         """Count a watcher, and end the answer `grace` seconds after the last one has gone."""
@@ -123,18 +112,12 @@ class Reply:
                 self._abandoned = loop.call_later(grace or GRACE, self.stop)
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Replies:
-    """Answers that this process writes.
-
-    Args:
-        database: The database that keeps the answers.
-        provider: The provider that writes them. app/main.py may put another one in its place.
-        settings: The maximum numbers of answers.
-    """
+    """Answers that this process writes. app/main.py may put another provider in its place."""
 
     def __init__(
         self, database: Database, provider: Provider, settings: ConversationSettings
@@ -163,9 +146,7 @@ class Replies:
     def asked(self, owner: int | None) -> Iterator[None]:
         """Reserve a place for an answer while its question is stored and until it begins.
 
-        Raises:
-            HTTPException: 429 if the person already has the maximum number of answers, and 503 if
-                this process has.
+        Raise 429 if the person has the maximum number of answers, and 503 if this process has.
         """
         owners = [*self._asked, *(reply.owner for reply in self._written.values())]
         most = self.settings.max_answers_per_person
@@ -190,14 +171,10 @@ class Replies:
         with reply.watched(LEASE.total_seconds()):
             return watch(reply, 0)
 
-    async def resume(self, position: Position) -> Events:
-        """Yield the events after a position of an answer, finished or not."""
-        if reply := self._written.get(position.message_id):
-            events = watch(reply, position.characters)
-        else:
-            events = follow(self.database, position)
-        async for event in events:
-            yield event
+    def resume(self, position: Position) -> Events:
+        """Return the events after a position of an answer, finished or not."""
+        reply = self._written.get(position.message_id)
+        return watch(reply, position.characters) if reply else follow(self.database, position)
 
     async def _write(self, reply: Reply, turns: Sequence[Turn]) -> None:
         status: Status = "interrupted"
@@ -216,7 +193,7 @@ class Replies:
         except Exception:
             logger.exception("Answer %d failed", reply.message_id)
             problem = "Internal server error"
-        reply.settle()
+        reply.grows = False  # From here on `stop` does not interrupt the storing
         try:
             await self.database.run_writing(partial(save, replies={reply: status}))
         except Exception:  # The watchers have to learn of every error of the database
@@ -247,12 +224,9 @@ class Replies:
 def save(
     session: Session, replies: Mapping[Reply, Status], until: datetime | None = None
 ) -> list[Reply]:
-    """Store the answers as they are, and return those whose thread is gone.
+    """Store the answers with their status, and return those whose thread is gone.
 
-    Args:
-        session: A session that writes.
-        replies: The answers with their status.
-        until: The time until which they count as being written.
+    They count as being written `until` that time.
     """
     values = [
         {
@@ -280,7 +254,7 @@ async def watch(reply: Reply, characters: int) -> Events:
                 characters += len(text)
                 yield piece(Position(reply.message_id, characters), text)
             elif reply.status is None:
-                await reply.changed()
+                await reply.changed.wait()
             else:
                 break
     yield end(reply.message_id, reply.status, reply.problem)

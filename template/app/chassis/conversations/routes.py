@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.chassis import openapi
@@ -56,7 +56,7 @@ PATTERN: Final[dict[str, Any]] = {"pattern": VISIBLE}
 
 Title = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=PATTERN), NotBlank]
 
-EVENT_ID: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
+EVENT_ID: Final = re.compile("([0-9]{1,18})-([0-9]{1,18})")
 
 
 class ThreadIn(BaseModel):
@@ -106,11 +106,7 @@ def install(app: FastAPI, settings: ConversationSettings, provider: Provider) ->
 
 
 def find_thread(session: Session, thread_id: int, owner: int | None) -> Thread:
-    """Return the thread, if the owner may see it.
-
-    Raises:
-        HTTPException: 404, also for another person's thread, so that nobody learns of it.
-    """
+    """Return the thread, or raise 404, also for another person's, so that nobody learns of it."""
     thread = session.get(Thread, thread_id)
     if thread is None or thread.owner_id != owner:
         raise HTTPException(404, "There is no such thread")
@@ -129,22 +125,14 @@ OpenReplies = Annotated[Replies, Depends(get_replies)]
 def create_thread(
     session: Writer, owner: Owner, replies: OpenReplies, thread: ThreadIn | None = None
 ) -> Thread:
-    require_room(session, owner, replies.settings.max_threads_per_person)
+    most = replies.settings.max_threads_per_person
+    last = select(Thread.id).where(Thread.owner_id == owner).offset(most - 1).limit(1)
+    if owner is not None and session.scalar(last) is not None:
+        raise HTTPException(409, f"You have {most} threads, as many as one may have; delete one")
     created = Thread(owner_id=owner, title=(thread or ThreadIn()).title)
     session.add(created)
     session.flush()
     return created
-
-
-def require_room(session: Session, owner: int | None, most: int) -> None:
-    """Refuse one thread more than a person may have.
-
-    Raises:
-        HTTPException: 409
-    """
-    mine = select(Thread.id).where(Thread.owner_id == owner).limit(most).subquery()
-    if owner is not None and session.scalar(select(func.count()).select_from(mine)) == most:
-        raise HTTPException(409, f"You have {most} threads, as many as one may have; delete one")
 
 
 @router.get("", response_model=list[ThreadOut])
@@ -219,8 +207,7 @@ def keep_question(
 ) -> tuple[int, list[Turn]]:
     """Store a message and an empty answer. Return the answer's id, and the turns to send.
 
-    Raises:
-        HTTPException: 404, or 409 because a thread has one answer at a time.
+    A thread has one answer at a time, so another one is 409.
     """
     thread = find_thread(session, thread_id, owner)
     latest = newest_messages(session, thread_id, 1)
@@ -266,22 +253,15 @@ def stream_message(
 
 
 def find_position(event_id: str) -> Position:
-    """Return the position that an event's id names.
-
-    Raises:
-        HTTPException: 404
-    """
-    if not EVENT_ID.fullmatch(event_id):
+    """Return the position that an event's id names, or raise 404."""
+    form = EVENT_ID.fullmatch(event_id)
+    if form is None:
         raise HTTPException(404, "Last-Event-ID is of no answer")
-    return Position.parse(event_id)
+    return Position(int(form[1]), int(form[2]))
 
 
 def find_answer(thread_id: int, position: Position, owner: int | None, session: Session) -> None:
-    """Refuse a position that is in no answer of the thread.
-
-    Raises:
-        HTTPException: 404
-    """
+    """Raise 404 for a position that is in no answer of the thread."""
     find_thread(session, thread_id, owner)
     answer = session.get(Message, position.message_id)
     if answer is None or answer.thread_id != thread_id or answer.role != "assistant":

@@ -33,19 +33,6 @@ class BucketWaitError(ControlError):
     """Error of a Litestream that runs, but waits for the bucket and therefore does not answer."""
 
 
-class Connection(HTTPConnection):
-    """Connection to a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("litestream", timeout=timeout)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
-
 def confirmed_at(control_socket: Path, database: Path) -> datetime | None:
     """Return when every change of the database was last known to be in the bucket.
 
@@ -63,12 +50,7 @@ def confirmed_at(control_socket: Path, database: Path) -> datetime | None:
 
 
 def confirm(control_socket: Path, database: Path, timeout: int) -> None:
-    """Send every change to the bucket and wait until it is there.
-
-    Args:
-        control_socket: The path of Litestream's socket.
-        database: The database file.
-        timeout: Seconds that it may take.
+    """Send every change to the bucket, and wait up to `timeout` seconds until it is there.
 
     Raises:
         ControlError: The changes are not there. The message says why.
@@ -98,8 +80,11 @@ def flush() -> None:
 def ask(
     control_socket: Path, method: str, path: str, body: object, timeout: float
 ) -> dict[str, Any]:
-    connection = Connection(control_socket, timeout)
+    connection = HTTPConnection("litestream")
     try:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(str(control_socket))
         connection.request(method, path, body=None if body is None else json.dumps(body))
         response = connection.getresponse()
         answer: dict[str, Any] = json.loads(response.read())

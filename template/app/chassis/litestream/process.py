@@ -70,17 +70,10 @@ def restore(settings: LitestreamSettings) -> None:
 
 
 def fetch(settings: LitestreamSettings, target: Path, at: datetime | None = None) -> bool:
-    """Write the bucket's copy to a new file.
+    """Write the bucket's copy to a new file, and return whether there was one.
 
-    Args:
-        settings: The settings of the bucket and the database.
-        target: The file to write.
-        at: The moment whose state is wanted, or None for the newest state. The result is never
-            younger. It can be up to 30 s older, because Litestream merges its files after
-            five minutes.
-
-    Returns:
-        True if there was a copy.
+    It is the newest state, or the state at a moment. That is never younger than the moment, and up
+    to 30 s older, because Litestream merges its files after five minutes.
 
     Raises:
         StartupError: The bucket could not be asked, or its copy is damaged.

@@ -11,7 +11,8 @@ from typing import Final
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.chassis import answers
-from app.chassis.settings import CoreSettings, as_origin, is_production
+from app.chassis.settings import as_origin, is_production
+from app.chassis.sqlite.settings import SQLiteSettings
 
 # Other characters in litestream.yml could be taken for YAML's syntax
 PLAIN_FORM: Final = re.compile(r"[A-Za-z0-9._/-]*")
@@ -20,7 +21,7 @@ MAX_SOCKET_PATH: Final = 100
 """Maximum bytes of the socket's path. Linux takes 107, macOS 103 (unix(7), unix(4))."""
 
 
-class LitestreamSettings(CoreSettings):
+class LitestreamSettings(SQLiteSettings):
     """Settings of the S3-compatible bucket that keeps the copy, by default one of Railway's."""
 
     litestream_bucket: str = Field(

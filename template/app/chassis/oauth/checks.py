@@ -20,13 +20,9 @@ def check(settings: OAuthSettings, providers: Iterable[Provider]) -> Iterator[Fi
             yield ok(name, f"{uri} has to be among the client's redirect URIs")
         else:
             yield skipped(name, f"{provider.name.upper()}_CLIENT_ID is not set")
-    yield admitted(settings)
-
-
-def admitted(settings: OAuthSettings) -> Finding:
-    """Report who may sign in."""
     name = "sign-in.admitted"
     verdict = ", ".join(settings.allowed_emails) or "everyone who has an account there"
     if settings.production and not settings.allowed_emails:
-        return warning(name, verdict, "list who may sign in in ALLOWED_EMAILS, if not everyone may")
-    return ok(name, verdict)
+        yield warning(name, verdict, "list who may sign in in ALLOWED_EMAILS, if not everyone may")
+    else:
+        yield ok(name, verdict)

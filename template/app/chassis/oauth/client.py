@@ -10,7 +10,6 @@ from typing import Any, Final
 import httpx2
 from authlib.integrations.starlette_client import StarletteIntegration, StarletteOAuth2App
 from fastapi import Request
-from fastapi.responses import RedirectResponse
 
 from app.chassis.oauth.provider import Identity, Provider, UntrustworthyError
 
@@ -100,16 +99,6 @@ class Client(StarletteOAuth2App):  # type: ignore[misc]  # the package has no ty
         }
         self._described_at = time.monotonic()
         return self.server_metadata
-
-    async def send_away(self, request: Request, redirect_uri: str) -> RedirectResponse:
-        """Redirect somebody to the provider, with the URI to come back to."""
-        answer: RedirectResponse = await self.authorize_redirect(
-            request,
-            redirect_uri,
-            # The person may want to use another account than before
-            prompt="select_account",
-        )
-        return answer
 
     async def expects(self, request: Request) -> bool:
         """Return whether the request belongs to a sign-in that this browser has begun."""

@@ -18,13 +18,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class OriginCheck:
-    """Middleware that refuses foreign requests that carry the cookie and may change something.
-
-    Args:
-        app: The application.
-        cookie: The cookie's name.
-        origins: Origins whose pages are trusted, besides the host that was asked.
-    """
+    """Middleware that refuses foreign requests that carry the cookie and may change something."""
 
     def __init__(self, app: ASGIApp, cookie: str, origins: Iterable[str]) -> None:
         self.app = app

@@ -69,11 +69,7 @@ class Provider(ABC):
         return found == self.issuer
 
     def signs_as(self, described: str, _: Claims) -> tuple[str, ...]:
-        """Return the issuers that an ID token with these claims may name.
-
-        Args:
-            described: The issuer in the provider's description.
-        """
+        """Return the issuers that a token with these claims may name, from the one described."""
         return (described,)
 
     @abstractmethod

@@ -51,8 +51,6 @@ ELSEWHERE: Final = re.compile(r"^//|[\\\x00-\x1f\x7f]")
 Browsers take a backslash for a slash, and leave the control characters out.
 """
 
-NO_STORE: Final = {"Cache-Control": "no-store"}
-
 TALKATIVE: Final = ("authlib", "httpcore2", "httpx2")
 """Loggers that tell verifiers, headers and addresses at levels below WARNING."""
 
@@ -89,20 +87,16 @@ def install(app: FastAPI, settings: OAuthSettings, providers: Iterable[Provider]
 
 
 def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRouter:
-    """Return the routes.
-
-    Args:
-        settings: The address that people come back to, and the people who may sign in.
-        clients: The clients by the providers' names.
-    """
+    """Return the routes for the clients, which have their providers' names."""
     router = APIRouter(prefix="/auth", tags=["sign-in"], route_class=DatabaseRoute)
 
     def choose(name: str) -> Client:
         client = clients.get(name)
         if client is None:
-            raise refusal(404, f"People sign in with {' or '.join(clients)} here")
+            raise HTTPException(404, f"People sign in with {' or '.join(clients)} here")
         if not client.provider.offered:
-            raise refusal(503, f"{name.upper()}_CLIENT_ID is not set; see RUNBOOK.md, Sign-in")
+            advice = f"{name.upper()}_CLIENT_ID is not set; see RUNBOOK.md, Sign-in"
+            raise HTTPException(503, advice)
         return client
 
     @router.get(
@@ -120,9 +114,10 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         client = choose(provider)
         with blaming(client.provider):
             uri = client.provider.redirect_uri(settings.backend_url)
-            answer = await client.send_away(request, uri)
+            # The person may want to use another account than before
+            choice = {"prompt": "select_account"}
+            answer: Response = await client.authorize_redirect(request, uri, **choice)
         request.session[NEXT] = safe_path(page)
-        answer.headers.update(NO_STORE)
         return answer
 
     @router.get("/{provider}/callback", include_in_schema=False)
@@ -135,7 +130,7 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
             await client.forget(request)
             error = request.query_params.get("error", "")
             logger.info("%s has signed nobody in: %s", client.provider.title, as_code(error))
-            raise refusal(
+            raise HTTPException(
                 400,
                 f"{client.provider.title} has not signed you in; {start_again(client.provider)}",
             )
@@ -147,12 +142,14 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
         page = request.session.get(NEXT, "/")
         begin(request.session, user)
         logger.info("User %d has signed in with %s", user.id, client.provider.title)
-        return RedirectResponse(page, 303, NO_STORE)
+        return RedirectResponse(page, 303)
 
     @router.get("/me", response_model=Me)
     def me(user: CurrentUser, response: Response) -> User:
         """Return the person who is signed in."""
-        response.headers.update(NO_STORE)
+        # The edge gives it to the other answers. This one has personal data, also if middleware
+        # of the service has a default of its own
+        response.headers["Cache-Control"] = "no-store"
         return user
 
     @router.post(
@@ -173,12 +170,8 @@ def make_router(settings: OAuthSettings, clients: Mapping[str, Client]) -> APIRo
     return router
 
 
-def refusal(status: int, detail: str) -> HTTPException:
-    return HTTPException(status, detail, NO_STORE)
-
-
 def expired(provider: Provider) -> HTTPException:
-    return refusal(400, f"This sign-in has expired or was used; {start_again(provider)}")
+    return HTTPException(400, f"This sign-in has expired or was used; {start_again(provider)}")
 
 
 def start_again(provider: Provider) -> str:
@@ -199,21 +192,22 @@ def blaming(provider: Provider) -> Iterator[None]:
     except httpx2.HTTPStatusError as error:
         status, address = error.response.status_code, error.request.url
         logger.error("%s answers %s with %d", provider.title, address, status)
-        raise refusal(502, f"{provider.title} is out of order; try again later") from None
+        raise HTTPException(502, f"{provider.title} is out of order; try again later") from None
     except (httpx2.HTTPError, TimeoutError) as error:
         logger.warning("%s does not answer: %s", provider.title, type(error).__name__)
-        raise refusal(502, f"{provider.title} does not answer; try again later") from None
+        raise HTTPException(502, f"{provider.title} does not answer; try again later") from None
     except OAuthError as error:
         if error.error == "invalid_grant":
             raise expired(provider) from None
         logger.error("%s refuses this service: %s", provider.title, as_code(str(error.error)))
-        raise refusal(502, f"{provider.title} refuses this service; its log says why") from None
+        told = f"{provider.title} refuses this service; its log says why"
+        raise HTTPException(502, told) from None
     except Exception as error:
         told = str(error) if isinstance(error, JoseError | UntrustworthyError) else ""
         logger.error(
             "%s has sent what cannot be trusted: %s %s", provider.title, type(error).__name__, told
         )
-        raise refusal(502, f"{provider.title} has sent what cannot be trusted") from None
+        raise HTTPException(502, f"{provider.title} has sent what cannot be trusted") from None
 
 
 def require_admission(settings: OAuthSettings, provider: Provider, identity: Identity) -> None:
@@ -221,8 +215,8 @@ def require_admission(settings: OAuthSettings, provider: Provider, identity: Ide
         return
     logger.info("%s has signed in somebody who is not in ALLOWED_EMAILS", provider.title)
     if identity.email is None:
-        raise refusal(403, f"{provider.title} has no verified e-mail address of this account")
-    raise refusal(403, "The e-mail address of this account is not in ALLOWED_EMAILS")
+        raise HTTPException(403, f"{provider.title} has no verified e-mail address of this account")
+    raise HTTPException(403, "The e-mail address of this account is not in ALLOWED_EMAILS")
 
 
 def store(provider: str, identity: Identity, session: Session) -> User:

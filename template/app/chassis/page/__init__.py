@@ -5,14 +5,24 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-from app.chassis.page.settings import PageSettings
+from pydantic import Field
+
+from app.chassis.settings import CoreSettings, InProduction
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PAGE: Final = Path(__file__).with_name("page.html")
+
+
+class PageSettings(CoreSettings):
+    """Settings of the page, a demonstration that is on by default only in development."""
+
+    page_enabled: Annotated[bool, InProduction(False)] = Field(
+        default=True, description="The page at /"
+    )
 
 
 def install(app: "FastAPI", settings: PageSettings) -> None:

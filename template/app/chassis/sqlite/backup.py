@@ -18,12 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from app.chassis import migrate
+from app.chassis import revisions
 from app.chassis.checks.finding import Finding, ok, skipped
 from app.chassis.errors import StartupError
-from app.chassis.settings import CoreSettings
-from app.chassis.sqlite import integrity
+from app.chassis.sqlite import integrity, schema
 from app.chassis.sqlite.driver import open_database, sqlite3
+from app.chassis.sqlite.settings import SQLiteSettings
 from app.chassis.sqlite.volume import beside, free_bytes, size, sync, try_lock
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def rotate(directory: Path, database: Path, keep: int) -> None:
         copy.path.unlink(missing_ok=True)
 
 
-def fetch(settings: CoreSettings, target: Path, at: datetime | None = None) -> bool:
+def fetch(settings: SQLiteSettings, target: Path, at: datetime | None = None) -> bool:
     """Write the newest copy on the volume to a new file, compressed if the copy is.
 
     Args:
@@ -187,7 +187,7 @@ def fetch(settings: CoreSettings, target: Path, at: datetime | None = None) -> b
     return copy is not None
 
 
-def check(settings: CoreSettings) -> Iterator[Finding]:
+def check(settings: SQLiteSettings) -> Iterator[Finding]:
     """Yield a finding about the newest copy on the volume, which a person has made."""
     name, copy = "backup.newest", newest(settings.database_path)
     if copy is None:
@@ -254,16 +254,21 @@ def require_sound(database: Path) -> frozenset[str]:
     with closing(open_database(database)) as connection:
         with progress("Checking"):
             damage, broken = integrity.find_faults(connection)
-        revisions = migrate.current_revisions(connection)
+        found = schema.current_revisions(connection)
     if damage:
         raise StartupError(f"Backup: {database.name} is damaged: {damage}.")
     for line in broken:
         logger.warning("The copy is not damaged. It has these rows, as the database had: %s", line)
-    return revisions
+    return found
 
 
 def restore(
-    copy: Path, database: Path, *, dry_run: bool = False, name: str | None = None
+    copy: Path,
+    database: Path,
+    upgrade: Callable[[Path], None],
+    *,
+    dry_run: bool = False,
+    name: str | None = None,
 ) -> Path | None:
     """Put a copy in the database's place, and keep the old database beside it.
 
@@ -273,6 +278,7 @@ def restore(
     Args:
         copy: The file to restore, which may be compressed. It is not changed.
         database: The database file.
+        upgrade: Function that brings the copy to this code's schema.
         dry_run: Only check that the restore could be done.
         name: The name of the copy in messages.
 
@@ -299,7 +305,7 @@ def restore(
             require_room(database.parent, total_size(copy), "Restore")
             copy_database(copy, fresh)
             require_known(name, require_sound(fresh))
-            migrate.upgrade(fresh)
+            upgrade(fresh)
             if dry_run:
                 return None
             kept = set_aside(database) if database.exists() else None
@@ -309,10 +315,10 @@ def restore(
     return kept
 
 
-def require_known(name: str, revisions: frozenset[str]) -> None:
-    if not revisions:
+def require_known(name: str, found: frozenset[str]) -> None:
+    if not found:
         raise StartupError(f"Restore: {name} is not a database of this service.")
-    if unknown := revisions - migrate.known_revisions().keys():
+    if unknown := found - revisions.known_revisions().keys():
         raise StartupError(
             f"Restore: {name} is at revision {', '.join(sorted(unknown))}, which this code does "
             "not know: it was made by a newer release. Deploy that one, and restore with it."

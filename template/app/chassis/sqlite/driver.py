@@ -2,8 +2,10 @@
 """SQLite driver, and connections that never create a database by accident."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     import sqlite3
@@ -16,7 +18,7 @@ else:
     except ImportError:
         import sqlite3
 
-__all__ = ["MAGIC", "open_database", "sqlite3"]
+__all__ = ["MAGIC", "CursorKeeper", "open_database", "sqlite3"]
 
 MAGIC: Final = b"SQLite format 3\0"
 """First bytes of every database file (https://sqlite.org/fileformat.html)."""
@@ -50,3 +52,74 @@ def open_database(
         check_same_thread=False,
         factory=factory,
     )
+
+
+class Cursor(sqlite3.Cursor):
+    """Cursor that takes its connection's lock.
+
+    The process would crash if a cursor were closed while another thread reads from it.
+    """
+
+    connection: "CursorKeeper"
+
+    def execute(self, *arguments: Any) -> Any:
+        with self.connection.lock:
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> Any:
+        with self.connection.lock:
+            return super().executemany(*arguments)
+
+    def fetchone(self) -> Any:
+        with self.connection.lock:
+            return super().fetchone()
+
+    def fetchmany(self, *arguments: Any) -> Any:
+        with self.connection.lock:
+            return super().fetchmany(*arguments)
+
+    def fetchall(self) -> Any:
+        with self.connection.lock:
+            return super().fetchall()
+
+
+class CursorKeeper(sqlite3.Connection):
+    """Connection that can close the cursors that are still read from.
+
+    A result that is read after its session's end keeps the connection at an old state of the
+    database. The next user of the connection would see that state.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lock = RLock()
+        self._cursors: WeakSet[Cursor] = WeakSet()
+
+    def cursor(self, *_: object) -> Any:
+        """Open a cursor, and remember it as long as anybody else does."""
+        cursor = super().cursor(Cursor)
+        self._cursors.add(cursor)
+        return cursor
+
+    def end_cursors(self) -> None:
+        """Close every open cursor, and interrupt the one that is at work."""
+        if not self.lock.acquire(blocking=False):
+            self.interrupt()
+            self.lock.acquire()
+        try:
+            for cursor in list(self._cursors):
+                cursor.close()
+        finally:
+            self.lock.release()
+
+    def commit(self) -> None:
+        with self.lock:
+            super().commit()
+
+    def rollback(self) -> None:
+        with self.lock:
+            super().rollback()
+
+    def close(self) -> None:
+        with self.lock:
+            super().close()

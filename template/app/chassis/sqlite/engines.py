@@ -4,21 +4,15 @@
 import re
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, ExceptionContext, QueuePool, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.chassis.sqlite.driver import open_database, sqlite3
-from app.chassis.sqlite.file import (
-    UNAVAILABLE,
-    DatabaseBusyError,
-    DatabaseFile,
-    DatabaseUnavailableError,
-    result_code,
-)
-from app.chassis.sqlite.sessions import CursorKeeper, explain, take_back
+from app.chassis.sessions import DatabaseBusyError, DatabaseUnavailableError, SessionEndedError
+from app.chassis.sqlite.driver import CursorKeeper, open_database, sqlite3
+from app.chassis.sqlite.file import UNAVAILABLE, DatabaseFile, result_code
 from app.chassis.times import STORED
 
 READERS: Final = 4
@@ -35,6 +29,9 @@ WRITER_POLL: Final = 0.005
 """Seconds that SQLite itself waits for the write lock before this module tries again."""
 
 JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
+
+ENDED: Final = {"Cannot operate on a closed cursor.", "interrupted"}
+"""Errors of SQLite when a result is read after its end. Nothing else interrupts SQLite."""
 
 
 def reader_engine(file: DatabaseFile) -> Engine:
@@ -113,6 +110,21 @@ def make_engine(
     return engine
 
 
+def take_back(connection: Any, _: object = None) -> None:
+    """Close what is open on a connection that returns to its pool, unless it has been given up."""
+    if connection is not None:
+        connection.end_cursors()
+        # A refused COMMIT, as for a deferred foreign key, leaves SQLite's transaction open
+        if connection.in_transaction:
+            connection.rollback()
+
+
+def explain(context: ExceptionContext) -> None:
+    """Raise the error that says why a cursor was closed or interrupted."""
+    if str(context.original_exception) in ENDED:
+        raise SessionEndedError from context.original_exception
+
+
 def begin_when_free(connection: Connection, statement: str) -> None:
     """Start a transaction, trying again while another process holds the write lock.
 
@@ -132,19 +144,13 @@ def begin_when_free(connection: Connection, statement: str) -> None:
             cursor.execute(statement)
             break
         except sqlite3.DatabaseError as error:
-            if result_code(error) != sqlite3.SQLITE_BUSY:
-                raise wrap(error, statement) from error
+            if (code := result_code(error)) != sqlite3.SQLITE_BUSY:
+                kind = DatabaseUnavailableError if code in UNAVAILABLE else exc.DatabaseError
+                raise kind(statement, None, error) from error
             if time.monotonic() > deadline:
                 raise DatabaseBusyError from error
         time.sleep(0.001)
     cursor.close()
-
-
-def wrap(error: sqlite3.DatabaseError, statement: str) -> exc.DatabaseError:
-    """Return SQLAlchemy's error for one of the driver's."""
-    unavailable = result_code(error) in UNAVAILABLE
-    kind = DatabaseUnavailableError if unavailable else exc.DatabaseError
-    return kind(statement, None, error)
 
 
 def tell_unavailable(context: ExceptionContext) -> DatabaseUnavailableError | None:

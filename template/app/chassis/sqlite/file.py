@@ -1,5 +1,5 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Database's file, its faults, and the errors that they become."""
+"""Database's file, and the faults that it can have."""
 
 import errno
 import os
@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import exc
-
+from app.chassis.sessions import DatabaseUnavailableError
 from app.chassis.sqlite.driver import MAGIC, sqlite3
 
 UNAVAILABLE: Final = frozenset(
@@ -27,19 +26,11 @@ UNAVAILABLE: Final = frozenset(
 """Result codes about the file, not about the statement (https://sqlite.org/rescode.html)."""
 
 
-class DatabaseBusyError(Exception):
-    """Error raised when the turn to read or the write lock did not come within BUSY_TIMEOUT."""
-
-
-class DatabaseUnavailableError(exc.OperationalError):
-    """Error of the database itself, such as a missing file or a full disk, not of a statement."""
-
-    @classmethod
-    def of(cls, fault: str) -> "DatabaseUnavailableError":
-        """Return the error for a fault that was found without SQLite."""
-        error = sqlite3.OperationalError(fault)
-        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
-        return cls(None, None, error)
+def unavailable(fault: str) -> DatabaseUnavailableError:
+    """Return the error for a fault that was found without SQLite."""
+    error = sqlite3.OperationalError(fault)
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    return DatabaseUnavailableError(None, None, error)
 
 
 def result_code(error: BaseException | None) -> int:
@@ -96,7 +87,7 @@ class DatabaseFile:
             DatabaseUnavailableError: The file is not what it was.
         """
         if fault := self.fault():
-            raise DatabaseUnavailableError.of(fault)
+            raise unavailable(fault)
 
     def require_written(self) -> None:
         """Refuse to call a commit a success if it cannot be one.
@@ -111,9 +102,9 @@ class DatabaseFile:
         try:
             flags = os.statvfs(self.path).f_flag
         except OSError:
-            raise DatabaseUnavailableError.of("the database file cannot be read") from None
+            raise unavailable("the database file cannot be read") from None
         if flags & os.ST_RDONLY:
-            raise DatabaseUnavailableError.of("the database is read-only")
+            raise unavailable("the database is read-only")
 
     def hold_to_log(self) -> None:
         """Remember the log that the writer has open. If somebody deletes it now, commits are lost.

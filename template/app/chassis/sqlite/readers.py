@@ -6,23 +6,20 @@ import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from contextvars import copy_context
-from queue import SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from contextlib import asynccontextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
 
 import anyio
-from anyio._core._eventloop import threadlocals
-from anyio.lowlevel import current_token
-from sqlalchemy import Connection, Engine, QueuePool
+from sqlalchemy import QueuePool
 from sqlalchemy.orm import Session
 
 from app.chassis.checks.finding import Degraded
+from app.chassis.sessions import BlockSession, DatabaseBusyError, lent
 from app.chassis.sqlite import engines
-from app.chassis.sqlite.file import DatabaseBusyError, DatabaseFile
-from app.chassis.sqlite.sessions import BlockSession, lent
+from app.chassis.sqlite.file import DatabaseFile
+from app.chassis.sqlite.work import STUCK, Bind, Results, Work
 
-Bind = Engine | Connection
 Result = TypeVar("Result")
 
 READERS_WAIT: Final = 2.0
@@ -30,82 +27,6 @@ READERS_WAIT: Final = 2.0
 
 COLLECT_AFTER: Final = 0.1
 """Seconds to wait for other clients that also leave, before the garbage collector runs."""
-
-
-class Work(Generic[Result]):
-    """Function that waits for a thread of the database, while a coroutine awaits its result.
-
-    Args:
-        function: Function to call with the engine, or with the connection whose transaction it
-            shares. None waits only for the turn to write.
-    """
-
-    def __init__(self, function: Callable[[Bind], Result] | None) -> None:
-        self.function = function
-        self.deadline = time.monotonic() + engines.BUSY_TIMEOUT
-        self.error: BaseException | None = None
-        self.result: Result
-        self._context = copy_context()
-        self._token = current_token()
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[Result] = self._loop.create_future()
-        self._claimed = threading.Lock()
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
-
-    async def wait(self) -> Result:
-        """Return the function's result. It still runs if the caller stops waiting.
-
-        Raises:
-            DatabaseBusyError: It has not begun within BUSY_TIMEOUT.
-        """
-        timer = self._loop.call_later(self.left, self._refuse)
-        try:
-            return await self._future
-        finally:
-            timer.cancel()
-
-    def claim(self) -> bool:
-        """Return True to the first caller only, which then does the work or gives it up."""
-        return self._claimed.acquire(blocking=False)
-
-    def call(self, bind: Bind) -> None:
-        """Call the function in this thread, and keep its result or its error."""
-        assert self.function
-        # This makes `anyio.from_thread` work as in a thread of anyio's own
-        threadlocals.current_token = self._token
-        try:
-            self.result = self._context.run(self.function, bind)
-        except StopIteration as error:
-            # A future refuses StopIteration, because a coroutine could not raise it on
-            self.error = RuntimeError("A function in a thread raised StopIteration")
-            self.error.__cause__ = error
-        except BaseException as error:
-            self.error = error
-
-    def deliver(self) -> bool:
-        """Give the result to the event loop from any thread, and return whether it still runs."""
-        try:
-            self._loop.call_soon_threadsafe(self._settle)
-        except RuntimeError:
-            return False
-        return True
-
-    def _refuse(self) -> None:
-        if self.claim():
-            self.error = DatabaseBusyError()
-            self._settle()
-
-    def _settle(self) -> None:
-        if self._future.done():
-            return  # Nobody waits any more
-        if self.error is None:
-            self._future.set_result(self.result)
-        else:
-            self._future.set_exception(self.error)
 
 
 class Readers:
@@ -118,8 +39,11 @@ class Readers:
         self.engine = engines.reader_engine(file)
         self._route_engine = engines.reader_engine(file)
         self._starting = threading.Lock()
-        self._threads: list[threading.Thread] = []
         self._waiting: SimpleQueue[Work[Any] | None] = SimpleQueue()
+        self._threads: set[threading.Thread] = set()
+        self._begun = 0.0
+        """Time at which a thread has begun the last work."""
+        self._results = Results(self._look_after)
         self._coroutines = anyio.Semaphore(engines.READERS, fast_acquire=True)
         self._collecting = False
 
@@ -137,8 +61,10 @@ class Readers:
         work = Work(read)
         with self._starting:
             if not self._threads:
+                self._waiting = SimpleQueue()
                 self._start()
             self._waiting.put(work)
+        self._results.watch()
         return await work.wait()
 
     @asynccontextmanager
@@ -191,29 +117,47 @@ class Readers:
         assert isinstance(self.engine.pool, QueuePool)
         return self.engine.pool.checkedout()
 
-    def _start(self) -> None:
-        self._waiting = SimpleQueue()
-        for _ in range(engines.READERS):
-            # A daemon, so that the end of a process does not wait for an unused result
-            thread = threading.Thread(
-                target=self._serve, args=[self._waiting], name="database-reader", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+    def _start(self, *, helping: bool = False) -> None:
+        # A daemon, so that the end of a process does not wait for an unused result
+        thread = threading.Thread(
+            target=self._serve, args=[self._waiting, helping], name="database-reader", daemon=True
+        )
+        thread.start()
+        self._threads.add(thread)
 
-    def _serve(self, waiting: SimpleQueue[Work[Any] | None]) -> None:
-        while (work := waiting.get()) is not None:
-            if work.claim():
-                work.call(self._route_engine)
-                work.deliver()
+    def _look_after(self) -> bool:
+        """Start one more thread if the others are stuck, and return whether anything waits."""
+        if self._waiting.empty():
+            return False
+        now = time.monotonic()
+        with self._starting:
+            if now - self._begun > STUCK and 0 < len(self._threads) < engines.READERS:
+                self._begun = now
+                self._start(helping=True)
+        return True
+
+    def _serve(self, waiting: SimpleQueue[Work[Any] | None], helping: bool) -> None:
+        with suppress(Empty):
+            while (work := waiting.get(block=not helping)) is not None:
+                if work.claim():
+                    self._begun = time.monotonic()
+                    work.call(self._route_engine)
+                    self._results.add([work])
+                if waiting.empty():
+                    self._results.deliver()
+            waiting.put(None)  # For the other threads
+        self._results.deliver()
+        if helping:
+            with self._starting:
+                self._threads.discard(threading.current_thread())
 
     def close(self) -> None:
         """End the threads and close the connections. Work that takes over a second is abandoned."""
         with self._starting:
-            threads, self._threads = self._threads, []
-            for _ in threads:
-                self._waiting.put(None)
+            threads, self._threads = self._threads, set()
+            self._waiting.put(None)
+        deadline = time.monotonic() + 1
         for thread in threads:
-            thread.join(1 / len(threads))
+            thread.join(max(0.0, deadline - time.monotonic()))
         self.engine.dispose()
         self._route_engine.dispose()

@@ -30,8 +30,8 @@ from app.chassis.checks.finding import (
     warning,
 )
 from app.chassis.errors import StartupError
-from app.chassis.settings import CoreSettings
 from app.chassis.sqlite import backup, volume
+from app.chassis.sqlite.settings import SQLiteSettings
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ LATE: Final = timedelta(hours=26)
 """Age of the newest copy at which somebody should look."""
 
 
-class RotationSettings(CoreSettings):
+class RotationSettings(SQLiteSettings):
     """Settings for the time of the service's copies, and for how many of them stay."""
 
     backup_time: str = Field(
@@ -71,11 +71,6 @@ class RotationSettings(CoreSettings):
         hour, minute = map(int, self.backup_time.split(":"))
         today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         return today if today <= now else today - timedelta(days=1)
-
-    @property
-    def copy_reserve(self) -> int:
-        """Return the bytes that a copy leaves free, so that it never makes /health degraded."""
-        return max(self.min_free_bytes, self.low_free_bytes)
 
 
 class Rotation(Monitor):
@@ -122,7 +117,7 @@ class Rotation(Monitor):
     def shortage(self) -> str | None:
         """Return why the next copy does not fit, or None if it fits."""
         with suppress(OSError):  # There is no directory yet
-            needed = backup.total_size(self.database) + self.settings.copy_reserve
+            needed = backup.total_size(self.database) + self.settings.wanted_free_bytes
             return backup.shortage(self.database.parent, needed)
         return None
 
@@ -173,7 +168,7 @@ class Rotation(Monitor):
             self.database,
             self.directory,
             keep=self.settings.backup_keep,
-            reserve=self.settings.copy_reserve,
+            reserve=self.settings.wanted_free_bytes,
         )
         logger.info("Made the copy %s", copy)
 

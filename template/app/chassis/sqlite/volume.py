@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from app.chassis.errors import StartupError
-from app.chassis.settings import PROJECT_ROOT, CoreSettings, strip
+from app.chassis.settings import PROJECT_ROOT, strip
+from app.chassis.sqlite.settings import SQLiteSettings
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags to open what is locked, which never follow a symbolic link to another file."""
 
 
-def prepare(settings: CoreSettings) -> None:
+def prepare(settings: SQLiteSettings) -> None:
     """Make the database's directory usable, and give up root if APP_UID is set.
 
     Raises:

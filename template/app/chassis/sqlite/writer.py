@@ -18,10 +18,10 @@ from anyio.to_thread import run_sync
 from sqlalchemy import Connection, exc
 from sqlalchemy.orm import Session
 
+from app.chassis.sessions import DatabaseBusyError, DatabaseUnavailableError, connect, lent
 from app.chassis.sqlite import engines
-from app.chassis.sqlite.file import DatabaseBusyError, DatabaseFile, DatabaseUnavailableError
-from app.chassis.sqlite.readers import Bind, Work
-from app.chassis.sqlite.sessions import connect, lent
+from app.chassis.sqlite.file import DatabaseFile
+from app.chassis.sqlite.work import Bind, Results, Work, deliver
 
 Result = TypeVar("Result")
 
@@ -48,6 +48,7 @@ class SingleWriter:
         self._holder: Work[Any] | None = None
         self._thread: threading.Thread | None = None
         self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._results = Results(lambda: self._busy)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -85,13 +86,17 @@ class SingleWriter:
                     self._wake()
 
     def close(self) -> None:
-        """End the thread and close the connection. Work that takes over a second is abandoned."""
+        """End the thread, and close the connection and the file, on which the readers are closed.
+
+        Work that takes over a second is abandoned.
+        """
         with self._lock:
             thread, self._thread = self._thread, None
             self._wakes.put(False)
         if thread is not None:
             thread.join(1)
         self.engine.dispose()
+        self.file.close()
 
     async def _wait(self, work: Work[Result]) -> Result:
         with self._lock:
@@ -99,6 +104,7 @@ class SingleWriter:
             if not self._busy:
                 self._busy = True
                 self._wake()
+        self._results.watch()
         return await work.wait()
 
     def _wake(self) -> None:
@@ -116,9 +122,12 @@ class SingleWriter:
             while works := self._take():
                 while works:
                     settled = self._transact(works)
-                    for work in works[:settled]:
-                        work.deliver()
+                    self._results.add(works[:settled])
                     works = works[settled:]
+                    if not (works or self._waiting):
+                        # Before the next turn, so that what the results lead to shares it
+                        self._results.deliver()
+            self._results.deliver()
 
     def _take(self) -> list[Work[Any]]:
         """Return works for the next transactions, or give a coroutine its turn and return none."""
@@ -134,7 +143,7 @@ class SingleWriter:
                     works.append(work)
                     continue
                 work.result = None
-                if work.deliver():
+                if deliver([work]):
                     self._holder = work
                     return []
             self._busy = bool(works)

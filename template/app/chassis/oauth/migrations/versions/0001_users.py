@@ -5,15 +5,11 @@ Revision ID: oauth_0001
 Revises:
 """
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "oauth_0001"
-down_revision: str | Sequence[str] | None = None
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "oauth_0001"
+down_revision = None
 
 
 def upgrade() -> None:

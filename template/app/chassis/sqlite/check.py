@@ -2,7 +2,6 @@
 """Checks of `python -m app check` on the volume, on SQLite, and on the database."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,14 +10,14 @@ from typing import Final
 
 from sqlalchemy import MetaData, exc
 
-from app.chassis import migrate
+from app.chassis import revisions
 from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
 from app.chassis.errors import StartupError
-from app.chassis.settings import CoreSettings
-from app.chassis.sqlite import backup, integrity, volume
+from app.chassis.sqlite import backup, integrity, schema, volume
 from app.chassis.sqlite.driver import open_database, sqlite3
 from app.chassis.sqlite.engines import writer_engine
 from app.chassis.sqlite.file import DatabaseFile
+from app.chassis.sqlite.settings import SQLiteSettings
 
 LOST_WITH_THE_CONTAINER: Final = frozenset({"overlay", "aufs", "tmpfs", "ramfs", "squashfs"})
 WITHOUT_RELIABLE_LOCKS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
@@ -34,15 +33,18 @@ SYNCHRONOUS: Final = {"NORMAL": 1, "FULL": 2}
 RESTORE: Final = "restore it from a backup (RUNBOOK.md, Restore)"
 
 
-def check(settings: CoreSettings, metadata: MetaData) -> Iterator[Finding]:
+def check(settings: SQLiteSettings, metadata: MetaData | None) -> Iterator[Finding]:
     """Check this machine's file systems, its SQLite, and the database if there is one yet.
 
     Args:
         settings: Settings of the service.
-        metadata: Tables of its models.
+        metadata: Tables of its models. Without them, only the settings are checked.
     """
     database, directory = settings.database_path, settings.database_path.parent
     yield database_path(settings)
+    if metadata is None:
+        yield skipped("volume", "only known where it is mounted: run `check` there as well")
+        return
     yield mounted(settings)
     yield file_system(settings)
     if directory.is_dir():
@@ -53,8 +55,8 @@ def check(settings: CoreSettings, metadata: MetaData) -> Iterator[Finding]:
     else:
         yield skipped("volume.writable", f"{directory} does not exist yet; the start creates it")
     yield version()
-    yield names(metadata)
-    yield (order := revisions())
+    yield revisions.check_names(metadata)
+    yield (order := revisions.check_order())
     name = "database.file"
     if not database.exists():
         yield skipped(name, f"{database} does not exist yet; the start creates it")
@@ -67,7 +69,8 @@ def check(settings: CoreSettings, metadata: MetaData) -> Iterator[Finding]:
         yield pragmas(settings)
         with closing(open_database(database)) as connection:
             yield from faults(connection)
-            yield schema(connection, order)
+            foreign = revisions.foreign_tables(connection, schema.table_names(connection))
+            yield revisions.check_standing(schema.current_revisions(connection), foreign, order)
     except (sqlite3.DatabaseError, exc.DatabaseError) as error:
         cause = error.orig if isinstance(error, exc.DatabaseError) else error
         yield failed(name, f"{database} cannot be used: {cause}", RESTORE)
@@ -80,7 +83,7 @@ def refused(name: str, error: StartupError) -> Finding:
     return failed(name, verdict, advice)
 
 
-def database_path(settings: CoreSettings) -> Finding:
+def database_path(settings: SQLiteSettings) -> Finding:
     """Check that the next deploy keeps the database."""
     name, database = "database.path", settings.database_path
     if others := volume.strays(database):
@@ -106,7 +109,7 @@ def database_path(settings: CoreSettings) -> Finding:
     return ok(name, f"{database} is on the volume")
 
 
-def mounted(settings: CoreSettings) -> Finding:
+def mounted(settings: SQLiteSettings) -> Finding:
     name = "volume.mounted"
     if settings.volume is None:
         return skipped(name, "no volume is configured")
@@ -124,7 +127,7 @@ def mount_of(path: Path, known: list[volume.Mount]) -> volume.Mount | None:
     return max(around, key=lambda mount: len(mount.point), default=None)
 
 
-def file_system(settings: CoreSettings) -> Finding:
+def file_system(settings: SQLiteSettings) -> Finding:
     """Check that the database's own mount keeps data and locks. A bind mount counts as one."""
     name, known = "volume.file-system", volume.mounts()
     mount = mount_of(settings.database_path.parent, known)
@@ -168,12 +171,12 @@ def writable(directory: Path) -> Finding:
     return ok(name, f"uid {os.geteuid()} can write to {directory}")
 
 
-def space(settings: CoreSettings) -> Finding:
+def space(settings: SQLiteSettings) -> Finding:
     """Check that there is room to go on writing, and for a copy beside the database."""
     name, directory = "volume.space", settings.database_path.parent
     free, needed = volume.free_bytes(directory), backup.total_size(settings.database_path)
     shown = f"{free / 1e6:.0f} MB free at {directory}"
-    if free < max(settings.min_free_bytes, settings.low_free_bytes):
+    if free < settings.wanted_free_bytes:
         report = failed if free < settings.min_free_bytes else warning
         return report(name, f"only {shown}", "grow the volume, or delete old copies")
     if free < needed + settings.min_free_bytes:
@@ -210,35 +213,7 @@ def version() -> Finding:
     return ok(name, shown)
 
 
-def names(metadata: MetaData) -> Finding:
-    """Check that Alembic can tell every constraint from the others."""
-    name = "models.names"
-    if shared := migrate.shared_names(metadata):
-        return failed(name, "; ".join(shared), migrate.RENAME)
-    forms = map(str, metadata.naming_convention.values())
-    if any(re.search(r"\(column_0_(name|label|key)\)", form) for form in forms):
-        return warning(
-            name,
-            "constraints are named by their first column: a second one that begins with the same "
-            "column would have the same name, and no migration",
-            migrate.RENAME,
-        )
-    return ok(name, "each constraint has a name of its own")
-
-
-def revisions() -> Finding:
-    """Check that each line of revisions has an order, which the start needs."""
-    name = "database.revisions"
-    for line in migrate.schemas():
-        try:
-            migrate.require_line(line)
-        except StartupError as error:
-            verdict, _, advice = str(error).removeprefix("Database: ").partition("; ")
-            return failed(name, f"{verdict}: the next start refuses them", advice)
-    return ok(name, "in order, to one newest")
-
-
-def pragmas(settings: CoreSettings) -> Finding:
+def pragmas(settings: SQLiteSettings) -> Finding:
     """Check the pragmas that are in force on the service's own connection."""
     expected = {
         "journal_mode": "wal",
@@ -277,30 +252,6 @@ def faults(connection: sqlite3.Connection) -> Iterator[Finding]:
         )
     else:
         yield ok("database.rows", "no row breaks a rule of its table")
-
-
-def schema(connection: sqlite3.Connection, order: Finding) -> Finding:
-    name = "database.schema"
-    current, heads = migrate.current_revisions(connection), migrate.head_revisions()
-    if tables := migrate.foreign_tables(connection):
-        verdict = f"no revision, and tables ({', '.join(tables)})"
-        return failed(name, verdict, migrate.ACCEPT_TABLES)
-    shown = f"at {', '.join(sorted(current)) or 'no revision'}"
-    if current == heads:
-        return ok(name, f"{shown}, this code's newest")
-    if order.status == "failed":
-        return skipped(name, f"{shown}; the revisions have to be put right first")
-    if migrate.is_migrated(current, migrate.known_revisions(), heads):
-        return warning(
-            name,
-            f"{shown}, which this code does not know: a newer release has migrated it",
-            "deploy that release again when you can",
-        )
-    return warning(
-        name,
-        f"{shown}, and this code needs {', '.join(sorted(heads))}",
-        "the next start migrates it; `python -m app migrate` does it now",
-    )
 
 
 def lock(database: Path) -> Finding:

@@ -1,23 +1,26 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Sessions that end with their route or with their `with` block.
+"""Sessions that end with their route or with their `with` block, and who lends them.
 
 A session of SQLAlchemy begins anew when it is used after its end. A response that reads on would
 then take a connection that nobody gives back, or one that somebody else is working with.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from threading import RLock
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    suppress,
+)
 from types import MappingProxyType
-from typing import Any, Final
-from weakref import WeakSet, finalize
+from typing import Any, Final, Protocol, TypeVar
+from weakref import finalize
 
-from sqlalchemy import Connection, Engine, ExceptionContext, exc
+from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from app.chassis.sqlite.driver import sqlite3
-from app.chassis.sqlite.file import DatabaseBusyError
+Result = TypeVar("Result")
 
 RIGHT_WAY: Final = (
     "The session ended with its route or `with` block. Read what is needed before that, or open a "
@@ -26,8 +29,13 @@ RIGHT_WAY: Final = (
     "request.app.state.database."
 )
 
-ENDED: Final = {"Cannot operate on a closed cursor.", "interrupted"}
-"""Errors of SQLite when a result is read after its end. Nothing else interrupts SQLite."""
+
+class DatabaseBusyError(Exception):
+    """Error raised when the turn to read or to write did not come in time."""
+
+
+class DatabaseUnavailableError(exc.OperationalError):
+    """Error of the database itself, such as a missing file or a full disk, not of a statement."""
 
 
 class SessionEndedError(exc.InvalidRequestError):
@@ -70,7 +78,8 @@ class LentSession(Session):
         connection = self._connection or self.bind
         if isinstance(connection, Connection) and not (connection.closed or connection.invalidated):
             driver: Any = connection.connection.dbapi_connection
-            driver.end_cursors()
+            if hasattr(driver, "end_cursors"):  # The results of other drivers need no connection
+                driver.end_cursors()
         # A thread of the route may be about to use the session, and is refused from now on
         with suppress(exc.IllegalStateChangeError):
             super().close()
@@ -116,6 +125,28 @@ class EndedSession(LentSession):
         """Do nothing."""
 
 
+class Lender(Protocol):
+    """Part of an engine that lends sessions.
+
+    `session` is for a `with` block outside of a route, `run` calls a function with a session, both
+    in one thread, and `lend` is for as long as a coroutine needs the session.
+    """
+
+    engine: Engine
+
+    def session(self) -> AbstractContextManager[Session]: ...
+    async def run(self, function: Callable[[Session], Result]) -> Result: ...
+    def lend(self) -> AbstractAsyncContextManager[Session]: ...
+    def close(self) -> None: ...
+
+
+class ReadingLender(Lender, Protocol):
+    """Part that lends sessions to read, and can end those of streams whose clients have left."""
+
+    def session(self) -> BlockSession: ...
+    def end_abandoned(self) -> None: ...
+
+
 def connect(engine: Engine) -> Connection:
     """Take a connection from the engine's pool.
 
@@ -152,92 +183,6 @@ def lent(bind: Engine | Connection, **options: float) -> Iterator[Session]:
         yield session
     finally:
         session.end()
-
-
-class Cursor(sqlite3.Cursor):
-    """Cursor that takes its connection's lock.
-
-    The process would crash if a cursor were closed while another thread reads from it.
-    """
-
-    connection: "CursorKeeper"
-
-    def execute(self, *arguments: Any) -> Any:
-        with self.connection.lock:
-            return super().execute(*arguments)
-
-    def executemany(self, *arguments: Any) -> Any:
-        with self.connection.lock:
-            return super().executemany(*arguments)
-
-    def fetchone(self) -> Any:
-        with self.connection.lock:
-            return super().fetchone()
-
-    def fetchmany(self, *arguments: Any) -> Any:
-        with self.connection.lock:
-            return super().fetchmany(*arguments)
-
-    def fetchall(self) -> Any:
-        with self.connection.lock:
-            return super().fetchall()
-
-
-class CursorKeeper(sqlite3.Connection):
-    """Connection that can close the cursors that are still read from.
-
-    A result that is read after its session's end keeps the connection at an old state of the
-    database. The next user of the connection would see that state.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.lock = RLock()
-        self._cursors: WeakSet[Cursor] = WeakSet()
-
-    def cursor(self, *_: object) -> Any:
-        """Open a cursor, and remember it as long as anybody else does."""
-        cursor = super().cursor(Cursor)
-        self._cursors.add(cursor)
-        return cursor
-
-    def end_cursors(self) -> None:
-        """Close every open cursor, and interrupt the one that is at work."""
-        if not self.lock.acquire(blocking=False):
-            self.interrupt()
-            self.lock.acquire()
-        try:
-            for cursor in list(self._cursors):
-                cursor.close()
-        finally:
-            self.lock.release()
-
-    def commit(self) -> None:
-        with self.lock:
-            super().commit()
-
-    def rollback(self) -> None:
-        with self.lock:
-            super().rollback()
-
-    def close(self) -> None:
-        with self.lock:
-            super().close()
-
-
-def take_back(connection: Any, _: object = None) -> None:
-    """Close what is open on a connection that returns to its pool, unless it has been given up."""
-    if connection is not None:
-        connection.end_cursors()
-        # A refused COMMIT, as for a deferred foreign key, leaves SQLite's transaction open
-        if connection.in_transaction:
-            connection.rollback()
-
-
-def explain(context: ExceptionContext) -> None:
-    """Raise the error that says why a cursor was closed or interrupted."""
-    if str(context.original_exception) in ENDED:
-        raise SessionEndedError from context.original_exception
 
 
 def add_right_way(error: BaseException) -> None:

@@ -599,6 +599,7 @@ def test_the_log_says_why_once_for_all_workers(project: Path, tmp_path: Path) ->
             kept.rename(database)
             ask_on_new_connections(service, 40, 200)
         reason = "ERROR   /health: database failed: the database file is missing"
+        service.wait_for("INFO    /health: all is well again", 2)
         assert service.output().count(reason) == 2
         assert service.output().count("INFO    /health: all is well again") == 2
 

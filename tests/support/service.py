@@ -90,9 +90,10 @@ class Service:
             except httpx.TransportError:
                 time.sleep(0.05)
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until the log has a text, because a line may come after the answer it is about."""
         deadline = time.monotonic() + DEADLINE
-        while text not in self.output():
+        while self.output().count(text) < times:
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
 

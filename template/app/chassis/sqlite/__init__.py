@@ -6,7 +6,7 @@ import what they need themselves, because a start loads neither SQLAlchemy nor F
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from app.chassis.sqlite.settings import SQLiteSettings
 
 NAME: Final = "SQLite"
+
+
+def server_options(_: "SQLiteSettings") -> list[str]:
+    """Return the options of gunicorn that name its configuration."""
+    return ["--config=python:app.chassis.gunicorn"]
 
 
 def open(settings: "SQLiteSettings") -> "Database":  # noqa: A001, the engine is used by its name
@@ -92,6 +97,11 @@ def probes(settings: "SQLiteSettings", metadata: "MetaData | None") -> "Iterator
     from app.chassis.sqlite import check
 
     return readable("volume", check.check(settings, metadata))
+
+
+def check_writers(_: Sequence[str]) -> "Iterator[Finding]":
+    """Yield no finding about routes whose Writer FastAPI opens, which only wait for their turn."""
+    yield from ()
 
 
 def figures(settings: "SQLiteSettings") -> dict[str, Any]:

@@ -97,6 +97,6 @@ def find_misfit(error: exc.StatementError) -> str | None:
     # The driver itself refuses the character NUL, without a code
     if isinstance(original, psycopg.DataError) and (code(original) or "22021") in MISFITS:
         return (
-            "A value is too long or too large for the database, or has a character it cannot keep"
+            "A value is too long or too large, or has a character that cannot be kept"
         )
     return None

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -122,10 +123,8 @@ class Server:
             # Stopped first, or it would see how its children end, and start anew
             os.kill(self._process.pid, signal.SIGSTOP)
             for process in found:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             self._process.wait()
             self._process = None
 
@@ -209,10 +208,8 @@ class Server:
         import psycopg
 
         for statement in ("CREATE ROLE app LOGIN", "CREATE DATABASE app OWNER app"):
-            try:
+            with suppress(psycopg.errors.DuplicateObject, psycopg.errors.DuplicateDatabase):
                 self.execute(statement)
-            except (psycopg.errors.DuplicateObject, psycopg.errors.DuplicateDatabase):
-                pass
 
     def _takes_connections(self) -> bool:
         try:

@@ -20,7 +20,7 @@ RESERVE: Final = 10
 """Connections that are left for people, migrations and copies."""
 
 MOST: Final = 16
-"""Maximum number of a process's connections for routes that is computed. Python has no use for more."""
+"""Maximum number of connections that is computed, because one process has no use for more."""
 
 LOCAL_PORT: Final = 54329
 """Port of the server that `python -m app database` runs."""
@@ -46,7 +46,7 @@ OPTIONS: Final = frozenset(
         "target_session_attrs",
     }
 )
-"""Options of an address that the driver knows. Those of other drivers would keep it from connecting."""
+"""Options of an address that make sense here. Those of other drivers would be refused later."""
 
 EXAMPLE: Final = "postgresql://user:password@host:5432/database"
 
@@ -76,8 +76,8 @@ class PostgreSQLSettings(CoreSettings):
         default=0,
         ge=0,
         le=answers.DRAINING_SECONDS - answers.WORKER_SECONDS,
-        description="Seconds that a stopping service goes on, until the platform sends its requests "
-        f"elsewhere; by default {answers.DELAY_SECONDS} in production",
+        description="Seconds that a stopping service goes on, until requests are sent elsewhere; "
+        f"by default {answers.DELAY_SECONDS} in production",
     )
     lock_timeout: Annotated[float, InProduction(60)] = Field(
         default=3,

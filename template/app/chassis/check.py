@@ -57,10 +57,8 @@ The whole takes 82 MB with one worker and 230 MB with four.
 STRATEGY_BYTES: Final = {"litestream": 33_000_000}
 """Memory of the processes beside the server, by backup strategy."""
 
-DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
-
 STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
-    "none": ("warning", "nothing is backed up", f"{DAILY}, or copy by hand"),
+    "none": ("warning", "nothing is backed up", assembly.engine.BACKUP_ADVICE["none"]),
     "volume": (
         "ok",
         "the service copies its database every day, onto the volume: the copies are lost with it",
@@ -70,7 +68,7 @@ STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
         "warning",
         "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
         "seen from here",
-        f"look in the dashboard for a backup of today, or have the service make copies: {DAILY}",
+        f"look in the dashboard for a backup of today, or {assembly.engine.BACKUP_ADVICE['railway']}",
     ),
     "litestream": ("ok", "every change goes to a bucket within a second or two", ""),
 }

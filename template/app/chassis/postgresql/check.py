@@ -3,20 +3,24 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from app.chassis import answers, revisions
-from app.chassis.checks.finding import Finding, failed, ok, skipped, warning
-from app.chassis.postgresql import schema
-from app.chassis.postgresql.health import STATE
-from app.chassis.postgresql.settings import (
-    SERVER_CONNECTIONS,
-    PostgreSQLSettings,
+from app.chassis.checks.finding import (
+    Finding,
+    failed,
+    ok,
+    shortened,
+    skipped,
+    warning,
 )
+from app.chassis.postgresql import schema
+from app.chassis.postgresql.health import FULL, STATE
+from app.chassis.postgresql.settings import RESERVE, SERVER_CONNECTIONS, PostgreSQLSettings
 from app.chassis.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -28,9 +32,11 @@ OLDEST: Final = 14
 CLOCK_TOLERANCE: Final = 60.0
 """Seconds that this machine's clock may differ from the server's."""
 
-PRIVATE: Final = (".railway.internal",)
+STATEMENT_SECONDS: Final = 10
+"""Seconds for one question to the server."""
 
 PUBLIC: Final = (".rlwy.net", ".railway.app")
+"""Ends of the names under which Railway has a database on the public network."""
 
 GUIDE: Final = "docs/upgrading.md of the template, 0.6.0"
 
@@ -53,9 +59,6 @@ BROKEN: Final = """
 """
 """Query for indexes whose making failed, and constraints that old rows need not fulfil."""
 
-STATEMENT_SECONDS: Final = 10
-"""Seconds for one question to the server."""
-
 
 def check(settings: PostgreSQLSettings, metadata: "MetaData | None") -> Iterator[Finding]:
     """Check the settings, this project's code, and the server if it can be reached.
@@ -65,7 +68,7 @@ def check(settings: PostgreSQLSettings, metadata: "MetaData | None") -> Iterator
         metadata: Tables of its models. Without them, only the settings are checked.
     """
     yield address(settings)
-    yield connections(settings)
+    yield connections(settings, SERVER_CONNECTIONS, "database.connections")
     if metadata is None:
         yield skipped("server", "only known where it is reached: run `check` there as well")
         return
@@ -75,10 +78,9 @@ def check(settings: PostgreSQLSettings, metadata: "MetaData | None") -> Iterator
     yield streams()
     try:
         with schema.connect(settings.direct_url) as connection:
+            connection.autocommit = True
             connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'")
-            connection.read_only = True
-            connection.commit()
-            yield from server(connection)
+            yield from server(connection, settings)
             tables = schema.table_names(connection)
             foreign = revisions.foreign_tables(connection, tables)
             current = revisions.current_revisions(connection, tables)
@@ -106,61 +108,50 @@ def address(settings: PostgreSQLSettings) -> Finding:
     return ok(name, place)
 
 
-def connections(settings: PostgreSQLSettings, limit: int = SERVER_CONNECTIONS) -> Finding:
+def connections(settings: PostgreSQLSettings, limit: int, name: str, also: str = "") -> Finding:
     """Check that the replicas of two deployments fit into the server's connections.
 
     Both are there while a new deployment takes over.
     """
-    name = "database.connections"
-    each = settings.workers * settings.database_connections
-    needed = 2 * answers.REPLICAS * each + RESERVE
+    workers, each = settings.workers, settings.database_connections
+    needed = 2 * answers.REPLICAS * workers * each
     shown = (
-        f"WORKERS={settings.workers} with {settings.database_connections} connections each, in "
-        f"{answers.REPLICAS} replicas and twice that during a deploy, with {RESERVE} to spare: "
-        f"{needed} of {limit}"
+        f"{also}{answers.REPLICAS} replicas with {workers * each} each take {needed} during a "
+        f"deploy, of {limit} with {RESERVE} for people"
     )
-    if needed > limit:
-        return failed(name, shown, "lower DATABASE_CONNECTIONS or WORKERS, or have fewer replicas")
+    if needed + RESERVE > limit:
+        advice = "lower WORKERS or DATABASE_CONNECTIONS, have fewer replicas, or raise the limit"
+        return failed(name, shown, advice)
     return ok(name, shown)
 
 
-def server(connection: "psycopg.Connection[Any]") -> Iterator[Finding]:
+def server(
+    connection: "psycopg.Connection[Any]", settings: PostgreSQLSettings
+) -> Iterator[Finding]:
     """Check what the server is, and that it can do its work."""
-    version = connection.info.server_version // 10_000
     shown = f"PostgreSQL {connection.info.parameter_status('server_version')}"
-    if version < OLDEST:
+    if connection.info.server_version < OLDEST * 10_000:
         yield failed("server.version", shown, f"move to version {OLDEST} or newer")
     else:
         yield ok("server.version", shown)
-    row = connection.execute(STATE).fetchone()
-    assert row is not None, "it is one row"
-    recovering, _, used, limit = row
-    # The session above reads only, and new ones are as the server has them
-    row = connection.execute(
-        "SELECT setting = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only'"
-    ).fetchone()
+    ((recovering, read_only, used, limit),) = connection.execute(STATE).fetchall()
+    name = "server.writable"
     if recovering:
-        yield failed(
-            "server.writable", "it is a standby, or in recovery", "set DATABASE_URL to the primary"
-        )
-    elif row == (True,):
-        yield failed(
-            "server.writable",
-            "default_transaction_read_only is on, so nothing can be written",
-            "ALTER DATABASE or ALTER ROLE ... RESET default_transaction_read_only",
-        )
+        yield failed(name, "it is a standby, or in recovery", "set DATABASE_URL to the primary")
+    elif read_only:
+        advice = "ALTER DATABASE or ROLE ... RESET default_transaction_read_only"
+        yield failed(name, "default_transaction_read_only is on", advice)
     else:
-        yield ok("server.writable", "it is no standby, and not read-only")
-    verdict = f"{used} of {limit} in use"
+        yield ok(name, "it is no standby, and not read-only")
+    name, shown = "server.connections", f"{used} of {limit} in use"
     if used > FULL * limit:
-        yield warning("server.connections", verdict, "end what nobody needs, or raise the limit")
+        yield warning(name, shown, "end what nobody needs, or raise the limit")
     else:
-        yield ok("server.connections", verdict)
+        yield connections(settings, limit, name, f"{shown}; ")
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
-        yield failed(
-            "server.encoding", f"{encoding}, not every text fits", "move to a database with UTF8"
-        )
+        verdict = f"{encoding}, so not every text can be kept"
+        yield failed("server.encoding", verdict, "move to a database with UTF8")
     yield clock(connection)
 
 
@@ -207,7 +198,7 @@ def rules(connection: "psycopg.Connection[Any]") -> Finding:
     )
 
 
-def containing(files: Iterator[Path], *needed: str, without: str = r"\Z.") -> list[str]:
+def containing(files: Iterable[Path], *needed: str, without: str = r"\Z.") -> list[str]:
     """Return the files in which all of these expressions are found, and not the other one."""
     found = []
     for file in sorted(files):
@@ -220,10 +211,9 @@ def containing(files: Iterator[Path], *needed: str, without: str = r"\Z.") -> li
 def tests() -> Finding:
     """Check that the service's own tests run on this engine."""
     name = "code.tests"
-    ours = (PROJECT_ROOT / "tests" / one for one in ("chassis", "contract"))
-    left_out = tuple(ours)
-    files = (PROJECT_ROOT / "tests").rglob("*.py")
-    own = (file for file in files if not any(map(file.is_relative_to, left_out)))
+    here = PROJECT_ROOT / "tests"
+    ours = (here / "chassis", here / "contract")
+    own = (file for file in here.rglob("*.py") if not any(map(file.is_relative_to, ours)))
     if found := containing(own, r"sqlite(\+\w+)?:///"):
         return warning(
             name,

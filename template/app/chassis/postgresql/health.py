@@ -177,6 +177,6 @@ def in_words(found: Mapping[str, Any]) -> dict[str, str]:
         "server": f"PostgreSQL {found['server_version']}"
         f"{', a standby, or in recovery' if found['recovery'] else ''}",
         "connections": f"{found['connections']} of {found['connections_limit']} in use",
-        "oldest change": "none is under way" if age is None else f"began {ago(age)}",
+        "transactions": "none open" if age is None else f"the oldest began {ago(age)}",
         "revision": found["revision"] or "none",
     }

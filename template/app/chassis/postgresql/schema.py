@@ -49,12 +49,19 @@ TABLES: Final = """
 """
 """Query for the tables that revisions or people have made. Others belong to an extension."""
 
+ATTENTIVE: Final = """
+    SELECT set_config(name, '1s', false) FROM pg_settings
+    WHERE name = 'client_connection_check_interval'
+"""
+"""Command for the server to end a statement, and give its locks back, when its client is killed."""
+
 HOLDER: Final = """
-    SELECT pid, host(client_addr), now() - query_start FROM pg_locks JOIN pg_stat_activity USING (pid)
+    SELECT pid, host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pg_locks.database = (
         SELECT oid FROM pg_database WHERE datname = current_database()
     ) AND (classid::bigint << 32) + objid::bigint = %s
 """
+"""Query for the session that has the lock, and its address."""
 
 WORD: Final = re.compile(r"\w+")
 
@@ -64,11 +71,12 @@ class Ground:
 
     options: Final[dict[str, Any]] = {}
 
+    _locked: "Connection"
+
     def __init__(self, settings: "PostgreSQLSettings") -> None:
         self.url = settings.direct_url
         self.timeout = settings.lock_timeout
         self.name = place(self.url)
-        self._locked: Connection | None = None
 
     @contextmanager
     def connected(self) -> "Iterator[psycopg.Connection[Any]]":
@@ -77,10 +85,13 @@ class Ground:
         Raises:
             StartupError: It cannot be used, or does not answer in time.
         """
-        with wait_for(self.url, self.timeout) as connection:
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.read_only = True
-            yield connection
+        try:
+            with wait_for(self.url, self.timeout) as connection:
+                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                connection.read_only = True
+                yield connection
+        except psycopg.Error as error:
+            raise unusable(self.url, error) from None
 
     def table_names(self, connection: "psycopg.Connection[Any]") -> set[str]:
         return table_names(connection)
@@ -93,26 +104,26 @@ class Ground:
         other, whatever breaks.
 
         Raises:
-            StartupError: Another process has kept it for too long.
+            StartupError: Another process has kept it for too long, or the server has gone.
         """
         from sqlalchemy import create_engine
         from sqlalchemy.pool import NullPool
 
-        engine = create_engine(self.url, poolclass=NullPool)
-        with engine.connect() as connection:
-            driver: Any = connection.connection.dbapi_connection
-            driver.autocommit = True
+        driver = wait_for(self.url, self.timeout)
+        driver.autocommit = True
+        try:
+            driver.execute(ATTENTIVE)
             take_lock(driver, self.name, self.timeout)
-            driver.autocommit = False
-            self._locked = connection
-            try:
-                yield
-            finally:
-                self._locked = None
+        except psycopg.Error as error:
+            raise unusable(self.url, error) from None
+        driver.autocommit = False
+        engine = create_engine(self.url, poolclass=NullPool, creator=lambda: driver)
+        with engine.connect() as self._locked:
+            yield
 
     @contextmanager
     def migrated(self, line: revisions.Schema) -> "Iterator[tuple[Connection, set[str]]]":
-        """Yield the connection of a migration in a transaction, and the unmanaged tables.
+        """Yield the lock's connection in a transaction, and the unmanaged tables.
 
         Raises:
             alembic.util.CommandError: A table was in use for too long.
@@ -120,7 +131,6 @@ class Ground:
         from alembic.util import CommandError
         from sqlalchemy.exc import OperationalError
 
-        assert self._locked is not None, "the caller holds the lock"
         try:
             with self._locked.begin():
                 driver: Any = self._locked.connection.dbapi_connection
@@ -165,10 +175,17 @@ def why(error: psycopg.Error) -> str:
     return first.rpartition("FATAL: ")[2].rpartition("failed: ")[2].strip()
 
 
+def unusable(url: "URL", error: psycopg.Error) -> StartupError:
+    return StartupError(
+        f"Database: {place(url)} cannot be used: {why(error)}. Start its server, or correct "
+        "DATABASE_URL."
+    )
+
+
 def attempts(timeout: float) -> Iterator[bool]:
     """Yield until the time is over, at once and then twice a second, whether to tell of the wait."""
     start = told = time.monotonic()
-    now, due = start, True
+    now, due = start, timeout >= PAUSE
     while True:
         yield due
         if now - start + PAUSE > timeout:
@@ -189,13 +206,10 @@ def wait_for(url: "URL", timeout: float) -> "psycopg.Connection[Any]":
         try:
             return connect(url)
         except psycopg.OperationalError as error:
-            reason = why(error)
+            last = error
         if due:
-            logger.warning("Waiting for the database %s: %s", place(url), reason)
-    raise StartupError(
-        f"Database: {place(url)} cannot be used: {reason}. Start its server, or correct "
-        "DATABASE_URL."
-    )
+            logger.warning("Waiting for the database %s: %s", place(url), why(last))
+    raise unusable(url, last)
 
 
 def take_lock(connection: "psycopg.Connection[Any]", name: str, timeout: float) -> None:
@@ -207,9 +221,9 @@ def take_lock(connection: "psycopg.Connection[Any]", name: str, timeout: float) 
     for due in attempts(timeout):
         if connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchone() == (True,):
             return
+        row = connection.execute(HOLDER, [LOCK]).fetchone()
+        holder = "" if row is None else f" (session {row[0]} of {row[1] or 'this machine'})"
         if due:
-            row = connection.execute(HOLDER, [LOCK]).fetchone()
-            holder = "" if row is None else f" (session {row[0]} of {row[1] or 'this machine'})"
             logger.warning(
                 "Waiting for another start or `migrate` that changes the schema of %s%s",
                 name,

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 NAME: Final = "SQLite"
 
+DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
+
+BACKUP_ADVICE: Final = {
+    "none": f"{DAILY}, or copy by hand",
+    "railway": f"have the service make copies: {DAILY}",
+}
+"""Other ways to have copies, by backup strategy."""
+
 
 def server_options(_: "SQLiteSettings") -> list[str]:
     """Return the options of gunicorn that name its configuration."""

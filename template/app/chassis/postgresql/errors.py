@@ -96,7 +96,5 @@ def find_misfit(error: exc.StatementError) -> str | None:
     original = error.orig
     # The driver itself refuses the character NUL, without a code
     if isinstance(original, psycopg.DataError) and (code(original) or "22021") in MISFITS:
-        return (
-            "A value is too long or too large, or has a character that cannot be kept"
-        )
+        return "A value is too long or too large, or has a character that cannot be kept"
     return None

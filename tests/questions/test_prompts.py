@@ -143,7 +143,7 @@ def test_postgresql_asks_other_questions(template: Path, tmp_path: Path) -> None
 def question_with_refused(terminal: Terminal) -> None:
     """The backups that PostgreSQL has not are there, and cannot be chosen."""
     screen = question(terminal, "backup")
-    assert screen.count("(PostgreSQL has railway or none)") == 2
+    assert screen.count("(Only with sqlite)") == 2
     terminal.wait_for(" » Railway")
 
 

@@ -45,11 +45,11 @@ def restore(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) 
     )
 
 
-def database(_: argparse.Namespace, *__: object) -> int:
+def database(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) -> int:
     """Serve the database of one's own machine until Ctrl-C."""
     from app.chassis.postgresql import local
 
-    return local.serve()
+    return local.serve(settings)
 
 
 COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]]] = {

@@ -34,11 +34,13 @@ from app.chassis.checks.finding import (
     failed,
     ok,
     readable,
+    shortened,
     skipped,
     warning,
 )
 from app.chassis.database import get_writer
 from app.chassis.errors import ConfigurationError, StartupError
+from app.chassis.routing import below
 from app.chassis.settings import EDGE_NETWORK, CoreSettings
 
 KEPT: Final = ("HOME", "PATH", "SSL_CERT_FILE", "TMPDIR", "UV")
@@ -55,10 +57,8 @@ The whole takes 82 MB with one worker and 230 MB with four.
 STRATEGY_BYTES: Final = {"litestream": 33_000_000}
 """Memory of the processes beside the server, by backup strategy."""
 
-DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
-
 STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
-    "none": ("warning", "nothing is backed up", f"{DAILY}, or copy by hand"),
+    "none": ("warning", "nothing is backed up", assembly.engine.BACKUP_ADVICE["none"]),
     "volume": (
         "ok",
         "the service copies its database every day, onto the volume: the copies are lost with it",
@@ -68,7 +68,7 @@ STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
         "warning",
         "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
         "seen from here",
-        f"look in the dashboard for a backup of today, or have the service make copies: {DAILY}",
+        f"look in the dashboard for a backup of today, or {assembly.engine.BACKUP_ADVICE['railway']}",
     ),
     "litestream": ("ok", "every change goes to a bucket within a second or two", ""),
 }
@@ -85,10 +85,6 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 SIGN_IN: Final = "sign-in"
 """Tag of routes that people need before they have signed in."""
-
-SHOWN: Final = 5
-"""Maximum number of routes in a verdict."""
-
 
 def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
     """Run every check that applies.
@@ -114,7 +110,7 @@ def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
         findings += readable("backup.newest", assembly.check_backup(settings))
         findings += assembly.check_features(settings)
         findings += deployment.check()
-        findings.append(routes(settings))
+        findings += routes(settings)
     return findings
 
 
@@ -350,7 +346,7 @@ def memory_limit() -> int | None:
     return None
 
 
-def routes(settings: ChassisSettings) -> Finding:
+def routes(settings: ChassisSettings) -> Iterator[Finding]:
     """Make the application as the server does, and check its routes."""
     name = "http.open-routes"
     try:
@@ -358,32 +354,56 @@ def routes(settings: ChassisSettings) -> Finding:
         with redirect_stdout(sys.stderr):
             made = assembly.make_application(settings).routes
     except Exception as error:
-        return skipped(name, f"the application cannot be made here: {type(error).__name__}")
+        yield skipped(name, f"the application cannot be made here: {type(error).__name__}")
+        return
     finally:
         logging.disable(logging.NOTSET)
-    found = sorted(set(open_routes(made)))
+    yield guards(sorted(set(open_routes(made))), settings)
+    yield from assembly.engine.check_writers(sorted(set(routes_that_wait(made))))
+
+
+def guards(found: Sequence[str], settings: ChassisSettings) -> Finding:
+    """Check that whoever changes something has to say who it is."""
+    name = "http.open-routes"
     if not found:
         return ok(name, "whoever changes something has to say who it is")
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    verdict = f"open to everyone who finds the address: {', '.join(found[:SHOWN])}{more}"
+    verdict = f"open to everyone who finds the address: {shortened(found)}"
     signed_in = "oauth" in answers.FEATURES
     way = "have them take a CurrentUser" if signed_in else "add the feature oauth"
     advice = f"{way}, or a check of your own, unless they are meant to be"
     return warning_if(settings.production, name, verdict, advice, otherwise=verdict)
 
 
-def open_routes(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
-    """Yield the method and path of each route that writes without asking who the client is."""
+def walk(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
+    """Yield each route with its whole path, also those of mounted applications."""
     for route in iter_route_contexts(list(routes)):
         if mounted := getattr(route, "routes", None):
-            yield from open_routes(mounted, f"{prefix}{route.path}")
+            yield from walk(mounted, f"{prefix}{route.path}")
+        yield f"{prefix}{route.path}", route
+
+
+def open_routes(routes: Iterable[BaseRoute]) -> Iterator[str]:
+    """Yield the method and path of each route that writes without asking who the client is."""
+    for path, route in walk(routes):
         if SIGN_IN in getattr(route, "tags", ()):
             continue
         dependencies = [*dependencies_of(route)]
         writes = any(one.call is get_writer for one in dependencies)
         for method in route.methods or ():
             if (writes or method not in SAFE) and not any(map(is_guard, dependencies)):
-                yield f"{method} {prefix}{route.path}"
+                yield f"{method} {path}"
+
+
+def routes_that_wait(routes: Iterable[BaseRoute]) -> Iterator[str]:
+    """Yield the method and path of each route whose Writer FastAPI opens and closes.
+
+    A DatabaseRoute that is a plain function has none any more, because it calls the function in the
+    Writer's thread.
+    """
+    for path, route in walk(routes):
+        dependant: Dependant | None = getattr(route, "dependant", None)
+        if dependant and any(one.call is get_writer for one in below(dependant)):
+            yield from (f"{method} {path}" for method in route.methods or ())
 
 
 def dependencies_of(route: RouteContext) -> Iterator[Dependant]:

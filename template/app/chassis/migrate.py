@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 class Ground(Protocol):
     """Database of an engine to run revisions on, with the name that messages have for it.
 
-    `connected` is a context with a connection of the driver, to look at the database. `migrated` is
-    one with the connection of a migration, and the unmanaged tables. `unseen` yields a line for
-    what the models have and the database has not, where Alembic is blind.
+    `connected` is a context with a connection of the driver, to look at the database. `locked` is
+    one in which nobody else changes the schema, and `migrated` one within it, with the connection
+    of a migration, and the unmanaged tables. `unseen` yields a line for what the models have and
+    the database has not, where Alembic is blind.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Ground(Protocol):
     def options(self) -> Mapping[str, Any]: ...
     def connected(self) -> AbstractContextManager[Any]: ...
     def table_names(self, connection: Any) -> set[str]: ...
+    def locked(self) -> AbstractContextManager[None]: ...
     def migrated(self, line: Schema) -> "AbstractContextManager[tuple[Connection, set[str]]]": ...
     def unseen(self, connection: "Connection", tables: "Iterable[Table]") -> Iterator[str]: ...
 
@@ -59,12 +61,23 @@ def upgrade(database: ChassisSettings | Path) -> None:
     for schema in schemas():
         revisions.require_line(schema)
     with assembly.engine.migrating(database) as ground:
-        with ground.connected() as connection:
-            tables = ground.table_names(connection)
-            require_own_tables(ground.name, connection, tables)
-            behind = [schema for schema in schemas() if is_behind(connection, tables, schema)]
-        for schema in behind:
-            run_alembic(ground, schema)
+        if lines_behind(ground):
+            with ground.locked():
+                # Another process may have run them while this one waited for the lock
+                for schema in lines_behind(ground):
+                    run_alembic(ground, schema)
+
+
+def lines_behind(ground: Ground) -> list[Schema]:
+    """Return the lines of which the database has not every revision.
+
+    Raises:
+        StartupError: They cannot be run on it.
+    """
+    with ground.connected() as connection:
+        tables = ground.table_names(connection)
+        require_own_tables(ground.name, connection, tables)
+        return [schema for schema in schemas() if is_behind(connection, tables, schema)]
 
 
 def require_own_tables(name: str, connection: Any, tables: set[str]) -> None:
@@ -153,7 +166,7 @@ def run_environment(metadata: "MetaData", settings: type[ChassisSettings]) -> No
         if database is None:  # This is a command of Alembic, which runs without a start
             database = settings.load()
             assembly.engine.prepare(database)
-        with assembly.engine.migrating(database) as ground:
+        with assembly.engine.migrating(database) as ground, ground.locked():
             run_revisions(ground, schema, metadata)
     except StartupError as error:
         raise CommandError(str(error)) from None

@@ -10,7 +10,7 @@ import ast
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -20,9 +20,11 @@ from app.chassis.errors import StartupError
 from app.chassis.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
+    from sqlalchemy import Connection, MetaData, Table
 
 VERSIONS: Final = PROJECT_ROOT / "migrations" / "versions"
+
+WORD: Final = re.compile(r"\w+")
 
 
 class Schema(NamedTuple):
@@ -138,6 +140,32 @@ def is_migrated(current: frozenset[str], known: Iterable[str], heads: frozenset[
     database keeps its schema, so the older code has to serve it.
     """
     return current == heads or bool(current - set(known))
+
+
+def words_of(schema: Schema) -> set[str]:
+    """Return the words in a line's revisions, among them the names of all tables that they make."""
+    files = schema.versions.glob("*.py")
+    return {word for file in files for word in WORD.findall(file.read_text(encoding="utf-8"))}
+
+
+def missing_checks(
+    connection: "Connection", tables: "Iterable[Table]"
+) -> Iterator[tuple[str, str]]:
+    """Yield each table with fewer check constraints than its model, and the names of the missing.
+
+    Alembic does not compare them, even for a table that it creates.
+    """
+    from sqlalchemy import CheckConstraint, inspect
+
+    inspector = inspect(connection)
+    for table in tables:
+        if not inspector.has_table(table.name):
+            continue
+        wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
+        found = inspector.get_check_constraints(table.name)
+        if len(wanted) > len(found):
+            names = {one["name"] for one in found}
+            yield table.name, ", ".join(str(name) for name in wanted if name not in names)
 
 
 def require_line(schema: Schema) -> None:

@@ -94,7 +94,7 @@ def production_command(settings: ChassisSettings) -> list[str]:
         sys.executable,
         "-m",
         "gunicorn",
-        "--config=python:app.chassis.gunicorn",
+        *assembly.engine.server_options(settings),
         f"--bind={settings.bind}",
         f"--workers={settings.workers}",
         f"{APPLICATION}()",

@@ -7,12 +7,15 @@
 
 import mmap
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from app.chassis.settings import CoreSettings
+
+SHOWN: Final = 5
+"""Maximum number of names in a verdict."""
 
 FindingStatus = Literal["ok", "warning", "failed", "skipped"]
 
@@ -40,6 +43,12 @@ def failed(name: str, verdict: str, advice: str) -> Finding:
 
 def skipped(name: str, verdict: str) -> Finding:
     return Finding(name, "skipped", verdict)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def readable(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:

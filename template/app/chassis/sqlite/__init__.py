@@ -6,7 +6,7 @@ import what they need themselves, because a start loads neither SQLAlchemy nor F
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,7 @@ from app.chassis.sqlite.commands import COMMANDS as COMMANDS
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
-    from sqlalchemy.exc import IntegrityError
+    from sqlalchemy.exc import IntegrityError, StatementError
 
     from app.chassis.checks.finding import Finding, HealthCheck
     from app.chassis.database import Database
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from app.chassis.sqlite.settings import SQLiteSettings
 
 NAME: Final = "SQLite"
+
+DAILY: Final = "`python3 -m app template update --to :current: -d backup=volume`"
+
+BACKUP_ADVICE: Final = {
+    "none": f"{DAILY}, or copy by hand",
+    "railway": f"have the service make copies: {DAILY}",
+}
+"""Other ways to have copies, by backup strategy."""
+
+
+def server_options(_: "SQLiteSettings") -> list[str]:
+    """Return the options of gunicorn that name its configuration."""
+    return ["--config=python:app.chassis.gunicorn"]
 
 
 def open(settings: "SQLiteSettings") -> "Database":  # noqa: A001, the engine is used by its name
@@ -79,6 +92,13 @@ def find_conflict(error: "IntegrityError") -> tuple[str, list[str]] | None:
     return engines.find_conflict(error)
 
 
+def find_misfit(error: "StatementError") -> str | None:
+    """Return why the database cannot keep a value of a request, or None for another error."""
+    from sqlalchemy.exc import DataError
+
+    return "A value is too large for the database" if isinstance(error, DataError) else None
+
+
 def checks(settings: "SQLiteSettings", database: "Database | None") -> "dict[str, HealthCheck]":
     """Return the checks of /health by name, without a database only those of its file."""
     from app.chassis.sqlite import health
@@ -92,6 +112,11 @@ def probes(settings: "SQLiteSettings", metadata: "MetaData | None") -> "Iterator
     from app.chassis.sqlite import check
 
     return readable("volume", check.check(settings, metadata))
+
+
+def check_writers(_: Sequence[str]) -> "Iterator[Finding]":
+    """Yield no finding about routes whose Writer FastAPI opens, which only wait for their turn."""
+    yield from ()
 
 
 def figures(settings: "SQLiteSettings") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -44,9 +44,6 @@ LOSES: Final = {
 
 QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
-WORD: Final = re.compile(r"\w+")
-
-
 class Ground:
     """Database file that revisions are run on."""
 
@@ -74,6 +71,10 @@ class Ground:
     def table_names(self, connection: sqlite3.Connection) -> set[str]:
         return table_names(connection)
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Do nothing, because who runs revisions has the lock of the file, or a file of its own."""
+        return nullcontext()
+
     @contextmanager
     def migrated(self, line: revisions.Schema) -> "Iterator[tuple[Connection, set[str]]]":
         """Yield the connection of a migration, and the unmanaged tables.
@@ -99,13 +100,11 @@ class Ground:
     def unseen(self, connection: "Connection", tables: "Iterable[Table]") -> Iterator[str]:
         """Yield a line for what the models have and the database has not, if Alembic is blind.
 
-        It compares no check constraints, and leaves out indexes on expressions, even for a table
-        that it creates.
+        It compares no check constraints, and leaves out indexes on expressions.
         """
         from alembic.util.sqla_compat import is_expression_index
-        from sqlalchemy import CheckConstraint, inspect
 
-        inspector = inspect(connection)
+        tables = list(tables)
         rows = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'")
         indexes = {name for (name,) in rows}
         for table in tables:
@@ -116,18 +115,11 @@ class Ground:
                         "Alembic writes none on an expression: the revision needs "
                         "op.execute('CREATE INDEX')"
                     )
-            if not inspector.has_table(table.name):
-                continue
-            wanted = [one.name for one in table.constraints if isinstance(one, CheckConstraint)]
-            found = inspector.get_check_constraints(table.name)
-            if len(wanted) > len(found):
-                names = {one["name"] for one in found}
-                missing = ", ".join(str(name) for name in wanted if name not in names)
-                yield (
-                    f"Table {table.name} has no {missing} in the database, and Alembic writes no "
-                    "check constraint: add create_check_constraint to the revision "
-                    "(batch_alter_table)"
-                )
+        for name, missing in revisions.missing_checks(connection, tables):
+            yield (
+                f"Table {name} has no {missing} in the database, and Alembic writes no check "
+                "constraint: add create_check_constraint to the revision (batch_alter_table)"
+            )
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:
@@ -294,8 +286,7 @@ def unmanaged(connection: sqlite3.Connection, line: revisions.Schema) -> set[str
     Alembic would drop them, because no model has them.
     """
     kinds = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'")
-    files = line.versions.glob("*.py")
-    words = {word for file in files for word in WORD.findall(file.read_text(encoding="utf-8"))}
+    words = revisions.words_of(line)
     return {
         name
         for name, kind in kinds

@@ -20,6 +20,9 @@ from app.chassis import assembly, migrate, revisions
 from app.chassis.postgresql import move, stores
 from app.models import Base, Note
 
+FIRST = datetime(1, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, UTC).replace(tzinfo=None)
+
 
 class Colour(enum.Enum):
     RED = "r"
@@ -161,7 +164,7 @@ def make(address: str, scale: int = 1, seed: int = 1) -> None:
         with Session(store.connection, join_transaction_mode="rollback_only") as session:
             fill(session, dice, scale)
             session.commit()
-        for table in (Note.__table__, kinds):
+        for table in (metadata.tables["notes"], kinds):
             # As if later rows had been deleted
             store.begin_after(table, "id", store.last_id(table, "id") + 7)
 
@@ -178,9 +181,7 @@ def text(dice: random.Random, length: int) -> str:
 
 def fill(session: Session, dice: random.Random, scale: int) -> None:
     count = 40 * scale
-    session.add_all(
-        Note(text=text(dice, 200), created_at=moment(dice)) for _ in range(count * 10)
-    )
+    session.add_all(Note(text=text(dice, 200), created_at=moment(dice)) for _ in range(count * 10))
     values = [
         {
             "small": dice.randrange(-32768, 1000),
@@ -191,7 +192,7 @@ def fill(session: Session, dice: random.Random, scale: int) -> None:
             "single": dice.choice([0.5, 0.1]),  # No others are the same with single precision
             "day": dice.choice([date.min, date.max, moment(dice).date()]),
             "at": dice.choice([time.min, time.max]),
-            "moment": dice.choice([datetime.min, datetime.max, moment(dice)]),
+            "moment": dice.choice([FIRST, LAST, moment(dice)]),
             "zoned": moment(dice).replace(tzinfo=UTC),
             "length": timedelta(microseconds=dice.randrange(10**15)),
             "yes": dice.random() < 0.5,
@@ -275,6 +276,6 @@ def comparable(row: Any) -> list[Any]:
 
 def use_versions(directory: Path) -> None:
     """Take the revisions from another directory, in a process that is about to be killed."""
-    for module in (migrate, revisions):
-        module.PROJECT_ROOT = directory  # type: ignore[misc]
+    migrate.PROJECT_ROOT = directory  # type: ignore[attr-defined]
+    revisions.PROJECT_ROOT = directory  # type: ignore[attr-defined]
     revisions.VERSIONS = directory / "migrations" / "versions"  # type: ignore[misc]

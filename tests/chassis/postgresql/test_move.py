@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.chassis import migrate
 from app.chassis.errors import StartupError
+from app.chassis.postgresql import move
 from app.chassis.postgresql.local import Server
 from app.chassis.settings import PROJECT_ROOT
 from tests.chassis.postgresql import everything
 from tests.chassis.postgresql.everything import content, make, run
 
 NewDatabase = Callable[[], str]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +49,9 @@ def file(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def change(address: str, *statements: str) -> None:
     """Change a database behind the service's back."""
     if address.startswith("sqlite"):
-        with closing(sqlite3.connect(address.removeprefix("sqlite:///"))) as connection, connection:
+        with closing(sqlite3.connect(address.removeprefix("sqlite:///"))) as file, file:
             for statement in statements:
-                connection.execute(statement)
+                file.execute(statement)
     else:
         with psycopg.connect(address) as connection:
             for statement in statements:
@@ -169,7 +165,10 @@ UNFIT = {
     "a large number": ("UPDATE Kinds SET medium = 2147483648 WHERE id = 5", "medium is out of"),
     "a large small number": ("UPDATE Kinds SET small = -32769 WHERE id = 5", "small is out of"),
     "text for a number": ("UPDATE Kinds SET large = 'x' WHERE id = 5", "is text in place of"),
-    "a fraction": ("UPDATE Kinds SET large = 1.5 WHERE id = 5", "large is a number in place of a whole number"),
+    "a fraction": (
+        "UPDATE Kinds SET large = 1.5 WHERE id = 5",
+        "large is a number in place of a whole number",
+    ),
     "a large decimal": ("UPDATE Kinds SET price = 1e9 WHERE id = 5", "price is out of range"),
     "an infinite decimal": ("UPDATE Kinds SET price = 9e999 WHERE id = 5", "price is infinite"),
     "a large single": ("UPDATE Kinds SET single = 1e300 WHERE id = 5", "single is out of range"),
@@ -215,20 +214,18 @@ def test_a_row_that_cannot_be_moved_is_named(
 
 
 @pytest.mark.parametrize(
-    ("table", "statement", "named"),
+    ("statement", "named"),
     [
-        ("notes", "INSERT INTO notes VALUES (1, 'x', '2026-01-01')", "notes, id 1: is there more"),
-        ("notes", "INSERT INTO notes VALUES (500, NULL, '2026-01-01')", "id 500: text is empty"),
+        ("INSERT INTO notes VALUES (1, 'x', '2026-01-01')", "notes, id 1: is there more"),
+        ("INSERT INTO notes VALUES (500, NULL, '2026-01-01')", "id 500: text is empty"),
     ],
 )
-def test_a_table_with_weaker_rules(
-    file: str, new: NewDatabase, table: str, statement: str, named: str
-) -> None:
+def test_a_table_with_weaker_rules(file: str, new: NewDatabase, statement: str, named: str) -> None:
     """A table may have been made by hand, and lack what the revisions say."""
     change(
         file,
-        f"ALTER TABLE {table} RENAME TO old",
-        f"CREATE TABLE {table} AS SELECT * FROM old",
+        "ALTER TABLE notes RENAME TO old",
+        "CREATE TABLE notes AS SELECT * FROM old",
         "DROP TABLE old",
         statement,
     )
@@ -252,7 +249,9 @@ def test_times_with_an_offset_become_utc(file: str, new: NewDatabase) -> None:
     there = new()
     run(file, there)
     with psycopg.connect(there) as connection:
-        rows = connection.execute("SELECT created_at::text FROM notes WHERE id IN (5, 6) ORDER BY id")
+        rows = connection.execute(
+            "SELECT created_at::text FROM notes WHERE id IN (5, 6) ORDER BY id"
+        )
         assert rows.fetchall() == [("2025-12-31 23:30:00",), ("2026-01-01 01:30:00",)]
 
 
@@ -292,8 +291,8 @@ def test_a_row_that_only_the_target_refuses_is_named(file: str, new: NewDatabase
     )
     there = new()
     with everything.opened(there) as store:
-        for line in everything.migrate.lines_behind(store):
-            everything.migrate.run_alembic(store, line)
+        for line in migrate.lines_behind(store):
+            migrate.run_alembic(store, line)
         store.clear(everything.TABLES)
     change(there, "CREATE UNIQUE INDEX twice ON notes (created_at)")
     assert refused(file, there).startswith("Move: notes, id 9: duplicate key value")
@@ -326,7 +325,11 @@ def test_a_source_at_another_revision_is_refused(file: str, new: NewDatabase) ->
     [
         ("sqlite:////missing/app.db", "postgresql://app@127.0.0.1:1/app", "there is no file"),
         ("mysql://x:secret@y/z", "postgresql://app@127.0.0.1:1/app", "SOURCE has to be sqlite"),
-        ("sqlite:////missing/app.db", "postgresql://app:secret@127.0.0.1:x/app", "TARGET has a port"),
+        (
+            "sqlite:////missing/app.db",
+            "postgresql://app:secret@127.0.0.1:x/app",
+            "TARGET has a port",
+        ),
         ("sqlite:////x.db", "sqlite:////x.db", "are the same database"),
         ("postgres://app:secret@127.0.0.1:1/app", "sqlite:////x.db", "cannot be used"),
     ],
@@ -362,15 +365,15 @@ def test_who_comes_to_the_source_meanwhile_is_noticed(
 ) -> None:
     there = new()
     run(file, there)
-    opened = []
-    real = everything.move.copy
+    opened: list[psycopg.Connection[Any]] = []
+    real = move.copy
 
     def copy(*arguments: Any) -> None:
         if not opened:
             opened.append(psycopg.connect(there, application_name="api"))
         real(*arguments)
 
-    monkeypatch.setattr(everything.move, "copy", copy)
+    monkeypatch.setattr(move, "copy", copy)
     told = refused(there, f"sqlite:///{tmp_path}/b.db")
     opened[0].close()
     assert "api (1) has begun to use" in told
@@ -427,7 +430,7 @@ def test_a_target_that_fails_leaves_all_as_it_was(
     file: str, new: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, before = new(), content(file)
-    real = everything.move.copy
+    real = move.copy
 
     def copy(source: Any, target: Any, part: Any, count: int) -> None:
         if part.name == "pairs":
@@ -438,7 +441,7 @@ def test_a_target_that_fails_leaves_all_as_it_was(
                 )
         real(source, target, part, count)
 
-    monkeypatch.setattr(everything.move, "copy", copy)
+    monkeypatch.setattr(move, "copy", copy)
     told = refused(file, there)
     assert told.startswith("Move: ")
     assert told.endswith("is as it was.")

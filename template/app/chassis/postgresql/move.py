@@ -7,6 +7,7 @@ that is killed has changed neither.
 """
 
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -24,13 +25,12 @@ from app.chassis import assembly, migrate, revisions
 from app.chassis.postgresql import schema
 from app.chassis.postgresql.settings import as_url, require_address
 from app.chassis.postgresql.stores import (
+    Address,
     MoveError,
     PostgreSQLAddress,
     PostgreSQLStore,
     SQLiteAddress,
-    SQLiteStore,
     Store,
-    sqlite3,
 )
 from app.chassis.postgresql.values import Field, UnfitError, make_field
 from app.chassis.settings import PROJECT_ROOT
@@ -125,7 +125,7 @@ def move(source: str, target: str, leave: Collection[str], settings: "PostgreSQL
     )
 
 
-def find(text: str, which: str, settings: "PostgreSQLSettings") -> Any:
+def find(text: str, which: str, settings: "PostgreSQLSettings") -> Address:
     """Return the place that an argument names.
 
     Raises:
@@ -190,7 +190,7 @@ def carry(source: Store, target: Store, tables: list[Table]) -> int:
     Raises:
         MoveError: The target has other rows, or a row cannot be moved.
     """
-    ordered = sort_tables_and_constraints(tables)
+    ordered = sort_tables_and_constraints(tables)  # type: ignore[no-untyped-call]
     tables = [table for table, _ in ordered if table is not None]
     names = sorted(table.name for table in tables)
     before = target.table_names(target.driver)
@@ -416,8 +416,7 @@ def is_same(source: Store, target: Store, parts: list[Part]) -> bool:
     """Return whether the target has all rows of the source, as after a move."""
     try:
         return all(
-            tally(source, part, reread=False) == tally(target, part, reread=True)
-            for part in parts
+            tally(source, part, reread=False) == tally(target, part, reread=True) for part in parts
         )
     except ValueError:
         return False
@@ -456,13 +455,13 @@ class Progress:
 def reason(error: Exception) -> str:
     """Return the first line of a database's error, which does not have the row."""
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
-        return reason(error.orig)  # type: ignore[arg-type]
+        return reason(error.orig)
     if isinstance(error, psycopg.Error):
         return (error.diag.message_primary or schema.why(error)).rstrip(".")
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def advice(target: Any) -> str:
+def advice(target: Address) -> str:
     """Return what has to be changed before the service runs on the target."""
     if isinstance(target, SQLiteAddress):
         lines = (
@@ -472,7 +471,8 @@ def advice(target: Any) -> str:
         )
     else:
         lines = (
-            f"DATABASE_URL: the address of {target.name}, on Railway ${{{{postgres.DATABASE_URL}}}}",
+            f"DATABASE_URL: the address of {target.name}, which is ${{{{postgres.DATABASE_URL}}}} "
+            "on Railway",
             "DATABASE_UNPOOLED_URL: its address past PgBouncer, if there is one",
             "the answer: database=postgresql, which this code has already",
         )

@@ -11,9 +11,10 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -46,7 +47,7 @@ class Store:
     It is also the ground of migrate.py, on which revisions run without a commit of their own.
     """
 
-    options: dict[str, Any]
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, name: str, connection: Connection) -> None:
         self.name = name
@@ -120,14 +121,14 @@ class Address(Protocol):
 
     name: str
 
-    def reading(self, timeout: float) -> Any: ...
-    def writing(self, timeout: float) -> Any: ...
+    def reading(self, timeout: float) -> AbstractContextManager[Store]: ...
+    def writing(self, timeout: float) -> AbstractContextManager[Store]: ...
 
 
 class SQLiteStore(Store):
     """SQLite file, with the service's lock beside it."""
 
-    options: Final = {"render_as_batch": True}
+    options = MappingProxyType({"render_as_batch": True})
 
     def table_names(self, connection: Any) -> set[str]:
         rows = connection.execute(
@@ -239,7 +240,6 @@ class SQLiteAddress:
 class PostgreSQLStore(Store):
     """PostgreSQL database, whose tables are locked."""
 
-    options: Final[dict[str, Any]] = {}
     def __init__(self, name: str, connection: Connection) -> None:
         super().__init__(name, connection)
         self._deferred: list[tuple[str, str]] = []
@@ -286,8 +286,8 @@ class PostgreSQLStore(Store):
 
     def _sequence(self, table: Table, column: str) -> str | None:
         query = "SELECT pg_get_serial_sequence(%s, %s)"
-        found = self.driver.execute(query, [self.quoted(table.name), column]).fetchone()
-        return found and found[0]
+        (found,) = self.driver.execute(query, [self.quoted(table.name), column]).fetchone()
+        return None if found is None else str(found)
 
     def last_id(self, table: Table, column: str) -> int:
         query = f"SELECT max({self.quoted(column)}) FROM {self.quoted(table.name)}"  # noqa: S608
@@ -348,11 +348,10 @@ class PostgreSQLAddress:
 
     @contextmanager
     def reading(self, timeout: float) -> Iterator[Store]:
-        """Yield the database as it was in one moment, in which nobody else writes to it."""
+        """Yield the database, to which nobody else writes meanwhile."""
         with self._opened(timeout) as store:
             store.wait_until_alone(timeout)
             store.lock_tables("SHARE")
-            # What is read from here on is the state after the lock
             yield store
 
     @contextmanager

@@ -6,7 +6,6 @@ be of the column's type, and has to fit into the column that the target's revisi
 """
 
 import json
-import math
 import re
 import struct
 from collections.abc import Callable
@@ -21,6 +20,10 @@ from app.chassis.times import TimeError, in_utc
 
 Step: TypeAlias = Callable[[Any], Any]
 """Function that returns a value in its next form, or raises UnfitError."""
+
+
+def given(value: Any) -> Any:
+    return value
 
 
 class UnfitError(ValueError):
@@ -97,13 +100,14 @@ def make_field(
     here, there = plain_types(column.type, source, target)
     if isinstance(here, types.JSON) and isinstance(there, types.JSON):
         # As text, because only there an empty value is not the same as JSON's null
+        as_text, write = True, given_or_none(given)
         read = reread = given_or_none(json_text)
-        write, same = given, given_or_none(lambda text: json.dumps(loads(text), sort_keys=True))
-        as_text = True
+        same = given_or_none(lambda raw: json.dumps(loads(raw), sort_keys=True))
     else:
-        read, reread = (reader(one, dialect) for one, dialect in ((here, source), (there, target)))
-        as_text, write, same = False, writer(there, target), comparer(here, there, target, kept)
-    checks = [] if null else [filled]
+        as_text, write = False, writer(there, target)
+        read, reread = reader(here, source), reader(there, target)
+        same = comparer(here, there, target, kept)
+    checks: list[Step] = [] if null else [filled]
     checks += limits(there, target, kept)
 
     def fit(value: Any) -> None:
@@ -129,18 +133,21 @@ def plain_types(
 
 
 def reader(kind: TypeEngine[Any], dialect: Dialect) -> Step:
-    """Return the step from what the driver gives to a Python value."""
+    """Return the step from what the driver gives to a Python value.
+
+    It raises UnfitError for what SQLite may keep in the column although it is of another type.
+    """
     wanted = next((found for base, found in RAW.items() if isinstance(kind, base)), ())
     strict = dialect.name == "sqlite"
+    process: Step
     if not strict and isinstance(kind, types.Numeric | types.Float):
         # SQLAlchemy's own step has to know the driver's type of the column
-        process: Step = Decimal if kind.asdecimal else float
+        process = Decimal if kind.asdecimal else float
     else:
         process = kind.result_processor(dialect, None) or given
     is_boolean = isinstance(kind, types.Boolean)
-    times = {types.DateTime: utc, types.Time: utc_time}
+    times: dict[type[TypeEngine[Any]], Step] = {types.DateTime: utc, types.Time: utc_time}
     convert = next((step for base, step in times.items() if isinstance(kind, base)), given)
-    is_numeric = isinstance(kind, types.Numeric | types.Float)
 
     def read(raw: Any) -> Any:
         if raw is None:
@@ -149,8 +156,6 @@ def reader(kind: TypeEngine[Any], dialect: Dialect) -> Step:
             raise UnfitError(f"is {KINDS.get(type(raw), 'something')} in place of {told(wanted)}")
         if strict and is_boolean and raw not in {0, 1}:
             raise UnfitError("is neither 0 nor 1, as true and false are")
-        if strict and is_numeric and isinstance(raw, float) and not math.isfinite(raw):
-            return raw
         try:
             return convert(process(raw))
         except LookupError:
@@ -209,10 +214,6 @@ def limits(there: TypeEngine[Any], target: Dialect, kept: TypeEngine[Any]) -> li
     if isinstance(kept, types.String):
         return [text(kept.length)]
     return []
-
-
-def given(value: Any) -> Any:
-    return value
 
 
 def given_or_none(step: Step) -> Step:
@@ -302,7 +303,7 @@ def number_in_sqlite(kind: TypeEngine[Any]) -> Step:
     places = getattr(kind, "_effective_decimal_return_scale", 10)
 
     def check(value: Any) -> None:
-        if value != value:  # noqa: PLR0124, only NaN is not equal to itself
+        if value != value:  # Only NaN is not equal to itself
             raise UnfitError("is NaN, which SQLite keeps as nothing")
         if isinstance(value, Decimal):
             if not value.is_finite():

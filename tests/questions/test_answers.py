@@ -16,6 +16,7 @@ from support import (
     ASKED,
     ONLY_WITH,
     REFUSED_ANSWERS,
+    SEVERAL,
     Answers,
     commit,
     files,
@@ -29,7 +30,11 @@ from trackbed.internals import Worker
 RunCopier = Callable[..., CompletedProcess[str]]
 
 # what else has to be answered for a question to be asked
-FEATURE_OF = {name: {"features": [feature]} for name, feature in ONLY_WITH.items()}
+NEEDS = {
+    name: {other: [value] if other in SEVERAL else value}
+    for name, (other, value) in ONLY_WITH.items()
+}
+FEATURES = {name: value for name, (other, value) in ONLY_WITH.items() if other == "features"}
 
 GOOD_ANSWERS = [
     {"project_name": "B"},
@@ -128,6 +133,15 @@ def test_profile_moves_defaults(profile: str, backup: str, snapshot: Path, tmp_p
     assert answers == {**pilot, "profile": profile, "backup": backup}
 
 
+@pytest.mark.parametrize("profile", ["pilot", "production"])
+def test_postgresql_moves_defaults(profile: str, snapshot: Path, tmp_path: Path) -> None:
+    sqlite = defaults(snapshot, tmp_path / "billing", profile=profile)
+    answers = defaults(snapshot, tmp_path / "billing", profile=profile, database="postgresql")
+    description = sqlite["project_description"].replace("SQLite", "PostgreSQL")
+    changed = {"database": "postgresql", "backup": "railway", "project_description": description}
+    assert answers == {**sqlite, **changed}
+
+
 @pytest.mark.parametrize("backup", ["volume", "railway", "none"])
 def test_given_backup_beats_the_profile(backup: str, snapshot: Path, tmp_path: Path) -> None:
     answers = defaults(snapshot, tmp_path / "billing", profile="production", backup=backup)
@@ -149,7 +163,7 @@ def test_good_answers(given: dict[str, Any], snapshot: Path, tmp_path: Path) -> 
 def test_bad_answers(
     name: str, value: object, message: str, snapshot: Path, tmp_path: Path
 ) -> None:
-    refused = refusal(snapshot, tmp_path / "billing", **{**FEATURE_OF.get(name, {}), name: value})
+    refused = refusal(snapshot, tmp_path / "billing", **{**NEEDS.get(name, {}), name: value})
     assert f"{name}: {message}" in refused
     assert "\n" not in refused
 
@@ -188,7 +202,7 @@ def test_a_list_of_features(
 def test_answers_to_what_is_not_asked(
     name: str, value: object, message: str, other: bool, snapshot: Path, tmp_path: Path
 ) -> None:
-    features = sorted({"conversations", "oauth"} - {ONLY_WITH[name]}) if other else []
+    features = sorted({"conversations", "oauth"} - {FEATURES[name]}) if other else []
     answers = {"features": features, name: value}
     refused = refusal(snapshot, tmp_path / "billing", **answers)
     assert f"{name}: {message}" in refused
@@ -207,7 +221,7 @@ def test_a_persons_own_defaults_of_what_is_not_asked(
     assert done.returncode == 0, done.stderr
     written = recorded(tmp_path / "billing")
     assert written["workers"] == 2
-    assert not written.keys() & ONLY_WITH.keys()
+    assert not written.keys() & FEATURES.keys()
 
 
 def test_every_question_refuses_something() -> None:
@@ -227,6 +241,19 @@ def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
     assert "\n" not in refused
 
 
+@pytest.mark.parametrize("backup", ["litestream", "volume"])
+def test_postgresql_has_no_copies_of_a_file(backup: str, snapshot: Path, tmp_path: Path) -> None:
+    refused = refusal(snapshot, tmp_path / "new", database="postgresql", backup=backup)
+    assert "backup: Only with sqlite, take railway or none" in refused
+    assert "\n" not in refused
+
+
+def test_sqlite_has_one_container(snapshot: Path, tmp_path: Path) -> None:
+    refused = refusal(snapshot, tmp_path / "new", replicas=2)
+    assert "replicas: Only with postgresql" in refused
+    assert "\n" not in refused
+
+
 @pytest.mark.parametrize(
     ("given", "question", "message"),
     mostly_long(
@@ -239,6 +266,12 @@ def test_nixpacks_has_no_python_3_14(snapshot: Path, tmp_path: Path) -> None:
             (["features=[oauth]", "oauth_providers=[]"], "oauth_providers", "Choose at least one"),
             (["oauth_providers=[microsoft]"], "oauth_providers", "Only with oauth"),
             (["ai_provider=anthropic"], "ai_provider", "Only with conversations"),
+            (["replicas=2"], "replicas", "Only with postgresql"),
+            (
+                ["database=postgresql", "backup=volume"],
+                "backup",
+                "Only with sqlite, take railway or none",
+            ),
             (
                 ["builder=nixpacks", "python_version=3.14"],
                 "python_version",
@@ -416,7 +449,7 @@ def test_features_are_changed_later(
     run_copier: RunCopier,
 ) -> None:
     further = {"ai_provider": "anthropic", "oauth_providers": ["microsoft"]}
-    answers = {name: further[name] for name in further if ONLY_WITH[name] in before}
+    answers = {name: further[name] for name in further if FEATURES[name] in before}
     project = new_project(releases, tmp_path / "billing", features=before, **answers)
 
     done = run_copier(
@@ -426,14 +459,62 @@ def test_features_are_changed_later(
     assert done.returncode == 0, done.stderr
     written = recorded(project)
     assert written["features"] == yaml.safe_load(given)
-    assert {name: written[name] for name in ONLY_WITH if name in written} == kept
+    assert {name: written[name] for name in FEATURES if name in written} == kept
     assert sources(project) == sources(render(features=written["features"], **kept))
 
 
-def sources(project: Path) -> dict[str, bytes]:
+@pytest.mark.parametrize(
+    "before",
+    mostly_long([{}, {"backup": "litestream", "workers": 3}, {"backup": "none"}], fast=1),
+    ids=identify,
+)
+def test_the_database_is_changed_later_and_back(
+    before: Answers,
+    releases: Path,
+    render: Callable[..., Path],
+    tmp_path: Path,
+    run_copier: RunCopier,
+) -> None:
+    """A recorded backup that the other engine has not becomes its default, and no path is lost."""
+    project = new_project(releases, tmp_path / "billing", volume_path="/mnt/vol-1", **before)
+    update = ("update", "--defaults", "--vcs-ref=:current:", "--data")
+
+    done = run_copier(*update, "database=postgresql", cwd=project)
+
+    assert done.returncode == 0, done.stderr
+    written = recorded(project)
+    backup = "none" if before.get("backup") == "none" else "railway"
+    assert written["backup"] == backup
+    assert (written["replicas"], written["volume_path"]) == (2, "/mnt/vol-1")
+    kept = {"workers": written["workers"], "backup": backup}
+    described = {"project_description": written["project_description"]}
+    fresh = render(database="postgresql", **kept, **described)
+    assert sources(project, "README.md") == sources(fresh, "README.md")
+
+    commit(project, "PostgreSQL")
+    done = run_copier(*update, "database=sqlite", cwd=project)
+
+    assert done.returncode == 0, done.stderr
+    written = recorded(project)
+    assert "replicas" not in written
+    assert written["volume_path"] == "/mnt/vol-1"
+    assert sources(project) == sources(render(volume_path="/mnt/vol-1", **kept))
+
+
+def test_a_second_copy_of_postgresql_is_refused_what_needs_a_file(
+    releases: Path, tmp_path: Path, run_copier: RunCopier
+) -> None:
+    project = new_project(releases, tmp_path / "billing")
+    given = ("--data", "database=postgresql", "--data", "backup=volume")
+    done = run_copier("update", "--defaults", *given, cwd=project)
+    assert_update_is_refused(done, project, "backup", "Only with sqlite, take railway or none")
+
+
+def sources(project: Path, *without: str) -> dict[str, bytes]:
     """All that is in a project, where it comes from aside."""
     names = files(project)
-    del names[".copier-answers.yml"]
+    for name in (".copier-answers.yml", *without):
+        del names[name]
     return {name: path.read_bytes() for name, path in names.items()}
 
 
@@ -442,10 +523,11 @@ def sources(project: Path) -> dict[str, bytes]:
     mostly_long(
         [
             {"backup": "none", "workers": 3, "volume_path": "/mnt/vol-1"},
+            {"database": "postgresql", "replicas": 3},
             {"features": ["conversations"], "ai_provider": "anthropic"},
             {"features": ["conversations", "oauth"], "oauth_providers": ["google", "microsoft"]},
         ],
-        fast=1,
+        fast=2,
     ),
     ids=identify,
 )

@@ -28,6 +28,7 @@ from trackbed.internals import Question, Worker, template
 
 DEFAULTS = {
     "project_name": ("str", "Billing"),
+    "database": ("str", "sqlite"),
     "project_description": (
         "str",
         "A web service with its data in SQLite, made to run on Railway.",
@@ -35,6 +36,7 @@ DEFAULTS = {
     "profile": ("str", "pilot"),
     "volume_path": ("str", "/data"),
     "workers": ("int", 1),
+    "replicas": ("int", 2),
     "backup": ("str", "volume"),
     "features": ("str", []),
     "ai_provider": ("str", "echo"),
@@ -122,7 +124,9 @@ def test_hook_knows_the_same_questions(validators: ModuleType) -> None:
 def test_the_last_question_looks_at_every_answer(
     name: str, value: Any, message: str, validators: Any
 ) -> None:
-    assert "final(_copier_conf, _copier_answers)" in QUESTIONS["refuse_combination"]["default"]
+    # it is recorded where it is not asked, too
+    answers = "dict(_copier_answers, volume_path=volume_path)"
+    assert f"final(_copier_conf, {answers})" in QUESTIONS["refuse_combination"]["default"]
     good = {question: default for question, (_, default) in DEFAULTS.items()}
     conf = {"data": {}}
     assert validators.final(conf, good) == ""
@@ -142,12 +146,17 @@ def test_hidden_questions_are_always_hidden(name: str) -> None:
     assert "default" in QUESTIONS[name]
 
 
-def test_questions_are_asked_with_their_feature() -> None:
+def test_questions_are_asked_with_an_answer_to_another() -> None:
     conditional = {name: question["when"] for name, question in ASKED.items() if "when" in question}
     assert conditional == {
-        name: f"{{{{ '{feature}' in features }}}}" for name, feature in ONLY_WITH.items()
+        name: f"{{{{ '{value}' in {other} }}}}"
+        if other in SEVERAL
+        else f"{{{{ {other} == '{value}' }}}}"
+        for name, (other, value) in ONLY_WITH.items()
     }
-    assert set(ONLY_WITH.values()) <= set(labels("features").values())
+    for name, (other, value) in ONLY_WITH.items():
+        assert value in labels(other).values()
+        assert list(ASKED).index(other) < list(ASKED).index(name)
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -196,6 +205,7 @@ def prompted_messages(validators: Any) -> set[str]:
     return messages | {
         validators.python_version("3.14", "nixpacks"),
         validators.oauth_providers([]),
+        validators.backup("volume", "postgresql"),
     }
 
 
@@ -219,7 +229,7 @@ def test_messages_about_lists_are_short(name: str) -> None:
 
 
 def test_every_message_is_among_those_checked(snapshot: Path, validators: Any) -> None:
-    prompted = {"is_text", "python_version", "oauth_providers", *TYPED}
+    prompted = {"is_text", "python_version", "oauth_providers", "backup", *TYPED}
     with Worker(src_path=str(snapshot)) as worker:
         source = (snapshot / "hooks/validators.jinja").read_text(encoding="utf-8")
         macros = {

@@ -8,7 +8,7 @@ from typing import Any
 import copier
 import pytest
 
-from support import ASKED, ONLY_WITH, SEVERAL, TYPED, applies, commit, labels, mostly_long, recorded
+from support import ASKED, SEVERAL, TYPED, applies, commit, labels, mostly_long, recorded
 from support.terminal import CLEAR_LINE, DOWN, ENTER, INTERRUPT, SPACE, Terminal
 
 
@@ -65,14 +65,14 @@ def test_enter_takes_the_defaults(template: Path, tmp_path: Path) -> None:
 
     answers = recorded(tmp_path / "billing")
     del answers["_commit"], answers["_src_path"]
-    assert answers == {name: defaults[name] for name in ASKED if name not in ONLY_WITH}
+    assert answers == {name: defaults[name] for name in ASKED if applies(name, defaults)}
 
 
 def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
         question(terminal, "project_name")
         correct(terminal, "___", "Needs a letter or digit", "Billing API")
-        pass_over(terminal, "project_description")
+        pass_over(terminal, "database", "project_description")
         question(terminal, "profile")
         terminal.press(DOWN)
         terminal.wait_for(" » Production")
@@ -101,6 +101,7 @@ def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
     del answers["_commit"], answers["_src_path"], answers["project_description"]
     assert answers == {
         "project_name": "Billing API",
+        "database": "sqlite",
         "profile": "production",
         "volume_path": "/mnt/vol-1",
         "workers": 4,
@@ -112,9 +113,43 @@ def test_mistakes_are_corrected(template: Path, tmp_path: Path) -> None:
     }
 
 
+def test_postgresql_asks_other_questions(template: Path, tmp_path: Path) -> None:
+    with copying(template, tmp_path / "billing") as terminal:
+        pass_over(terminal, "project_name")
+        question(terminal, "database")
+        terminal.press(DOWN)
+        terminal.wait_for(" » PostgreSQL")
+        terminal.press(ENTER)
+        question(terminal, "project_description")
+        terminal.wait_for("with its data in PostgreSQL")
+        terminal.press(ENTER)
+        pass_over(terminal, "profile", "workers")
+        question(terminal, "replicas")
+        correct(terminal, "0", "Must be a number from 1 to 16", "3")
+        question_with_refused(terminal)
+        terminal.press(ENTER)
+        pass_over(terminal, "features", "builder", "python_version", "ci")
+        assert terminal.wait_for_end() == 0
+        assert ASKED["volume_path"]["help"].splitlines()[0] not in terminal.text
+
+    answers = recorded(tmp_path / "billing")
+    assert (answers["database"], answers["replicas"], answers["backup"]) == (
+        "postgresql",
+        3,
+        "railway",
+    )
+
+
+def question_with_refused(terminal: Terminal) -> None:
+    """The backups that PostgreSQL has not are there, and cannot be chosen."""
+    screen = question(terminal, "backup")
+    assert screen.count("(Only with sqlite)") == 2
+    terminal.wait_for(" » Railway")
+
+
 def test_features_ask_further(template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
-        names = list(ASKED)
+        names = [name for name in ASKED if name != "replicas"]
         pass_over(terminal, *names[: names.index("features")])
         question(terminal, "features")
         terminal.wait_for(*marks("features"))
@@ -152,7 +187,7 @@ def test_features_ask_further(template: Path, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_one_feature_asks_its_own_question_only(template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
-        names = list(ASKED)
+        names = [name for name in ASKED if name != "replicas"]
         pass_over(terminal, *names[: names.index("features")])
         question(terminal, "features")
         terminal.press(DOWN, SPACE)
@@ -177,7 +212,7 @@ def test_an_update_shows_the_answers_of_before(releases: Path, tmp_path: Path) -
 
     command = [sys.executable, "-m", "copier", "update"]
     with Terminal(command, cwd=project, env=os.environ) as terminal:
-        names = list(ASKED)
+        names = [name for name in ASKED if name != "replicas"]
         pass_over(terminal, *names[: names.index("features")])
         question(terminal, "features")
         terminal.wait_for(*marks("features", "oauth"))
@@ -195,7 +230,7 @@ def test_an_update_shows_the_answers_of_before(releases: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", mostly_long(["backup", "project_name", "features"]))
 def test_interrupt_leaves_nothing(name: str, template: Path, tmp_path: Path) -> None:
     with copying(template, tmp_path / "billing") as terminal:
-        names = list(ASKED)
+        names = [name for name in ASKED if name != "replicas"]
         pass_over(terminal, *names[: names.index(name)])
         question(terminal, name)
         terminal.press(INTERRUPT)

@@ -56,7 +56,7 @@ def test_a_directory_that_begins_with_a_dash_is_no_option(
     assert done.stdout == f"{(tmp_path / '-dash' / 'service').resolve()}\n"
 
 
-@pytest.mark.parametrize("answers", mostly_long(COMBINATIONS[:6]), ids=identify)
+@pytest.mark.parametrize("answers", mostly_long(COMBINATIONS[:8], fast=2), ids=identify)
 def test_every_command_is_for_these_answers(
     run_copier: RunCopier, template: Path, tmp_path: Path, answers: Answers
 ) -> None:
@@ -67,11 +67,15 @@ def test_every_command_is_for_these_answers(
     for command in commands(message):
         assert shlex.split(command, comments=True)
     assert re.findall(r"--(?:service|name) (\S+)", message) == ["billing-api"] * 4
-    assert f"volume at {answers['volume_path']}" in message
+    postgresql = answers["database"] == "postgresql"
+    assert ("service, database" in message) == postgresql
+    assert ("app database" in message) == postgresql
+    assert (f"volume at {answers.get('volume_path')}" in message) == (not postgresql)
     assert ("bucket" in message) == (answers["backup"] == "litestream")
-    assert ("the data is lost with the volume" in message) == (answers["backup"] == "none")
+    lost = "the data is lost with the"
+    assert (lost in message) == (answers["backup"] == "none")
     assert ("Backups, Daily" in message) == (answers["backup"] == "railway")
-    assert ("need Railway's Pro plan" in message) == (answers["backup"] == "railway")
+    assert ("Pro plan" in message) == (answers["backup"] == "railway")
     assert ("copies are lost with the volume" in message) == (answers["backup"] == "volume")
     assert "do not read railway.json" in message
     assert "{" not in message

@@ -38,6 +38,7 @@ RENDERS: list[Answers] = [
     {"builder": "railpack", "python_version": "3.14", "volume_path": "/mnt/vol-1", "workers": 4},
     {"builder": "nixpacks", "backup": "none", "features": ["conversations"]},
     {"features": ["oauth"], "backup": "litestream", "python_version": "3.12", "workers": 4},
+    {"database": "postgresql", "features": ["conversations", "oauth"], "replicas": 3},
     {"ci": "none", "features": ["oauth"], "oauth_providers": ["microsoft"], "volume_path": "/d"},
 ]
 

@@ -23,6 +23,7 @@ COVERING: list[Answers] = [
     {"features": ["oauth"], "oauth_providers": ["microsoft"]},
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
+    {"database": "postgresql", "features": ["conversations", "oauth"]},
 ]
 LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[1:]]
 

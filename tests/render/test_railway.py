@@ -81,6 +81,7 @@ def project(
     directory = tmp_path_factory.mktemp("railway")
     path = copy(render(**request.param), directory)
     without = set() if request.param["backup"] == "litestream" else {"BUCKET_REGION"}
+    without |= {"VOLUME_MB"} if request.param["database"] == "postgresql" else set()
     fill_in(path, **{name: CONSTANTS[name] for name in CONSTANTS.keys() - without})
     graph = declared(path, directory)
     [service] = resources(graph, "service")
@@ -95,18 +96,26 @@ def test_railway_json_is_declared_without_what_railway_does_not_store(project: P
 
 
 def test_values(project: Project) -> None:
+    deploy: dict[str, Any]
+    if project.answers["database"] == "postgresql":
+        before = {"preDeployCommand": ["python -m app migrate"]}
+        deploy = {"numReplicas": project.answers["replicas"], "overlapSeconds": 20}
+        deploy |= {"drainingSeconds": 40}
+    else:
+        before = {}
+        deploy = {"numReplicas": 1, "drainingSeconds": 30}
+        deploy |= {"requiredMountPath": project.answers["volume_path"]}
     expected = {
         "$schema": "https://railway.com/railway.schema.json",
         "build": {"builder": str(project.answers["builder"]).upper()},
         "deploy": {
             "startCommand": "python -m app",
+            **before,
             "healthcheckPath": "/health",
             "healthcheckTimeout": 300,
             "restartPolicyType": "ON_FAILURE",
             "restartPolicyMaxRetries": 10,
-            "numReplicas": 1,
-            "drainingSeconds": 30,
-            "requiredMountPath": project.answers["volume_path"],
+            **deploy,
         },
     }
     assert exactly(project.config) == exactly(expected)
@@ -114,17 +123,30 @@ def test_values(project: Project) -> None:
 
 def test_what_a_plan_compares_is_what_railway_holds(project: Project) -> None:
     environment = railway.live(project.answers)
-    [held] = environment["services"].values()
-    [volume] = resources(project.graph, "volume")
-    [attachment] = project.service["volumeAttachments"].values()
-    [mount] = held["volumeMounts"].values()
-    del held["deploy"]["multiRegionConfig"], attachment["volumeConfig"]
+    held = environment["services"]["service-1"]
+    deploy = dict(project.service["deploy"])
+    replicas = deploy.pop("numReplicas", 1)
+    [place] = held["deploy"].pop("multiRegionConfig").values()
 
-    assert project.service["deploy"] == held["deploy"]
+    assert place == {"numReplicas": replicas}
+    assert deploy == held["deploy"]
     assert project.service["build"] == held["build"]
-    assert attachment == {"volume": volume["address"], **mount}
-    assert not project.service["volumeMounts"], "mounts of what is no volume"
-    assert volume["config"] == {"region": CONSTANTS["REGION"], "sizeMB": CONSTANTS["VOLUME_MB"]}
+    if project.answers["database"] == "postgresql":
+        [database] = resources(project.graph, "database")
+        assert (
+            database["source"]["image"] == environment["services"]["database-1"]["source"]["image"]
+        )
+        assert database["name"] == "postgres"
+        assert not resources(project.graph, "volume")
+        assert "volumeAttachments" not in project.service
+    else:
+        [volume] = resources(project.graph, "volume")
+        [attachment] = project.service["volumeAttachments"].values()
+        [mount] = held["volumeMounts"].values()
+        del attachment["volumeConfig"]
+        assert attachment == {"volume": volume["address"], **mount}
+        assert not project.service["volumeMounts"], "mounts of what is no volume"
+        assert volume["config"] == {"region": CONSTANTS["REGION"], "sizeMB": CONSTANTS["VOLUME_MB"]}
     assert [bucket["config"] for bucket in resources(project.graph, "bucket")] == [
         *environment.get("buckets", {}).values()
     ]
@@ -133,6 +155,12 @@ def test_what_a_plan_compares_is_what_railway_holds(project: Project) -> None:
         if name in railway.BUCKET_VARIABLES:
             _, _, bucket = value["resource"].partition(".")
             assert held["variables"][name]["value"] == f"${{{{{bucket}.{value['output']}}}}}"
+        elif name == "DATABASE_URL":
+            assert value == {
+                "type": "reference",
+                "resource": "database.postgres",
+                "output": "DATABASE_URL",
+            }
         else:
             assert value == {"type": "preserve"}
 
@@ -186,6 +214,31 @@ def test_a_repository_and_more_schedules_are_no_change_once_they_are_applied(
     disconnected, unscheduled = railway.plan(engine, declared(project, tmp_path), environment)
     assert "source" in disconnected
     assert "backupSchedules" in unscheduled
+
+
+def test_the_databases_region_is_chosen_or_left_to_railway(render: Render, tmp_path: Path) -> None:
+    project = copy(render(database="postgresql"), tmp_path)
+    [database] = resources(declared(project, tmp_path), "database")
+    assert "deploy" not in database
+
+    fill_in(project, REGION=CONSTANTS["REGION"])
+    [database] = resources(declared(project, tmp_path), "database")
+    assert database["deploy"] == {"multiRegionConfig": {CONSTANTS["REGION"]: {"numReplicas": 1}}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("region", ["", CONSTANTS["REGION"]], ids=["Railway's", "chosen"])
+def test_a_second_plan_of_a_database_is_empty_with_backups_of_the_dashboard(
+    render: Render, engine: Path, tmp_path: Path, region: str
+) -> None:
+    """No file can declare these, and none takes them away."""
+    answers: Answers = {"database": "postgresql", "backup": "railway", "builder": "dockerfile"}
+    project = copy(render(**answers), tmp_path)
+    fill_in(project, REGION=region)
+    environment = railway.live(answers)
+    [mount] = environment["services"]["database-1"]["volumeMounts"].values()
+    mount["backupSchedules"] = ["DAILY"]
+    assert railway.plan(engine, declared(project, tmp_path), environment) == []
 
 
 def test_constants_are_empty_until_somebody_knows_them(render: Render, tmp_path: Path) -> None:
@@ -283,6 +336,15 @@ def test_a_railway_json_that_cannot_be_declared_is_one_line(
     [line] = done.stderr.splitlines()
     assert str(project / "railway.json") in line
     assert said in line
+
+
+def test_postgresql_needs_no_mount_path(render: Render, tmp_path: Path) -> None:
+    project = copy(render(database="postgresql"), tmp_path)
+    (project / "railway.json").write_text('{"build": {}}', encoding="utf-8")
+    done = evaluate(project, tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "has to be JSON with build and deploy (RUNBOOK.md, Deploy on Railway): 'deploy'" in line
 
 
 def test_no_new_project_is_warned_of_its_railway_json(installed: Callable[..., Path]) -> None:

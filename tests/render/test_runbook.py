@@ -76,9 +76,19 @@ def test_the_readme_has_five_commands(answers: Answers, render: Render) -> None:
     project = render(**answers)
     text = (project / "README.md").read_text(encoding="utf-8")
     [block] = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
-    assert len(block.splitlines()) == 5
+    assert len(block.splitlines()) == 5 + (answers.get("database") == "postgresql")
     assert subprocess.run(["bash", "-n", "-c", block]).returncode == 0
     cli = (project / "app" / "chassis" / "cli.py").read_text(encoding="utf-8")
+    engine = answers.get("database", "sqlite")
+    its_own = (project / "app" / "chassis" / str(engine) / "commands.py").read_text("utf-8")
     for command in re.findall(r"python -m app (\w+)", block):
-        assert re.search(rf"^    (?:\w+ = )?add\({command}, ", cli, re.MULTILINE), command
+        ours = re.search(rf"^    (?:\w+ = )?add\({command}, ", cli, re.MULTILINE)
+        assert ours or f'    "{command}": (' in its_own, command
     assert len(text.splitlines()) <= 45
+
+
+@EACH
+def test_the_runbook_is_short(answers: Answers, render: Render) -> None:
+    """Sign-in and conversations have sections of their own."""
+    lines = (render(**answers) / "RUNBOOK.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 250 + 60 * len(answers.get("features", ""))

@@ -38,8 +38,13 @@ SELECTS = [name for name, question in ASKED.items() if "choices" in question]
 SEVERAL = [name for name in SELECTS if QUESTIONS[name].get("multiselect")]
 TYPED = [name for name in ASKED if name not in SELECTS]
 
-# questions that are asked, and recorded, only with a feature
-ONLY_WITH = {"ai_provider": "conversations", "oauth_providers": "oauth"}
+# questions that are asked only with an answer to another one
+ONLY_WITH = {
+    "volume_path": ("database", "sqlite"),
+    "replicas": ("database", "postgresql"),
+    "ai_provider": ("features", "conversations"),
+    "oauth_providers": ("features", "oauth"),
+}
 
 
 def selections(name: str) -> list[Any]:
@@ -53,10 +58,15 @@ AXES: dict[str, list[Any]] = {
     **{name: selections(name) for name in SEVERAL},
     **{name: list(labels(name).values()) for name in SELECTS if name not in SEVERAL},
     "workers": [1, 4],
+    "replicas": [2, 3],
     "volume_path": ["/data", "/mnt/vol-1"],
 }
 
-REFUSED_COMBINATIONS: list[Answers] = [{"builder": "nixpacks", "python_version": "3.14"}]
+REFUSED_COMBINATIONS: list[Answers] = [
+    {"builder": "nixpacks", "python_version": "3.14"},
+    {"database": "postgresql", "backup": "litestream"},
+    {"database": "postgresql", "backup": "volume"},
+]
 
 # question, bad answer, message
 REFUSED_ANSWERS: list[tuple[str, object, str]] = [
@@ -74,6 +84,9 @@ REFUSED_ANSWERS: list[tuple[str, object, str]] = [
     ("project_name", 2026, "Must be text"),
     ("project_name", None, "Must be text"),
     ("project_name", ["Billing"], "Must be text"),
+    ("database", "mysql", "Must be sqlite or postgresql"),
+    ("database", "PostgreSQL", "Must be sqlite or postgresql"),
+    ("database", None, "Must be sqlite or postgresql"),
     ("project_description", "", "Write one sentence"),
     ("project_description", "x" * 121, "At most 120 characters"),
     ("project_description", " Sends invoices.", "No spaces at the start or end"),
@@ -114,6 +127,10 @@ REFUSED_ANSWERS: list[tuple[str, object, str]] = [
     ("workers", "two", "Must be a number from 1 to 16"),
     ("workers", "0x2", "Must be a number from 1 to 16"),
     ("workers", "1" * 5000, "Must be a number from 1 to 16"),
+    ("replicas", 0, "Must be a number from 1 to 16"),
+    ("replicas", 17, "Must be a number from 1 to 16"),
+    ("replicas", True, "Must be a number from 1 to 16"),
+    ("replicas", "two", "Must be a number from 1 to 16"),
     ("backup", "s3", "Must be litestream, volume, railway or none"),
     ("backup", None, "Must be litestream, volume, railway or none"),
     ("features", "", "Must be a list, such as [oauth]"),
@@ -165,7 +182,11 @@ def allowed(answers: Mapping[str, object]) -> bool:
 
 def applies(name: str, answers: Mapping[str, Any]) -> bool:
     """Whether a question is asked of somebody with these answers."""
-    return name not in ONLY_WITH or ONLY_WITH[name] in answers.get("features", ())
+    if name not in ONLY_WITH:
+        return True
+    other, value = ONLY_WITH[name]
+    given = answers.get(other, QUESTIONS[other]["default"])
+    return value in given if isinstance(given, list) else value == given
 
 
 def hashable(value: Any) -> Any:

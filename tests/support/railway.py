@@ -98,40 +98,56 @@ BUCKET_VARIABLES = {
 }
 
 
+DATABASE: dict[str, Any] = {
+    "source": {"image": "ghcr.io/railwayapp-templates/postgres-ssl:18"},
+    "deploy": {
+        "requiredMountPath": "/var/lib/postgresql/data",
+        "multiRegionConfig": {CONSTANTS["REGION"]: {"numReplicas": 1}},
+    },
+    "variables": {"PGDATA": {"value": "/var/lib/postgresql/data/pgdata"}},
+    "networking": {"tcpProxies": {"5432": {}}},
+}
+"""Service of PostgreSQL, as Railway makes it."""
+
+
 def live(answers: Answers) -> dict[str, Any]:
     """Return the environment that Railway holds for these answers after the first `apply`.
 
     A value that equals the platform's default is not stored. A volume has a region, a size and
     alerts, a service the region of its one replica.
     """
+    values = {name: {"value": ""} for name in variables(answers)}
+    service: dict[str, Any] = {
+        "build": {"builder": str(answers["builder"]).upper()},
+        "deploy": {"startCommand": "python -m app", "healthcheckPath": "/health"},
+        "networking": {"serviceDomains": {"billing.up.railway.app": {"port": 8080}}},
+        "variables": values,
+    }
+    volume: dict[str, Any] = {"region": CONSTANTS["REGION"], "sizeMB": CONSTANTS["VOLUME_MB"]}
+    environment: dict[str, Any] = {
+        "services": {"service-1": service},
+        "volumes": {"volume-1": volume},
+    }
+    deploy = service["deploy"]
+    if answers.get("database") == "postgresql":
+        values["DATABASE_URL"] = {"value": "${{postgres.DATABASE_URL}}"}
+        replicas = answers.get("replicas", 2)
+        deploy |= {"preDeployCommand": ["python -m app migrate"]}
+        deploy |= {"drainingSeconds": 40, "overlapSeconds": 20}
+        deploy["multiRegionConfig"] = {CONSTANTS["REGION"]: {"numReplicas": replicas}}
+        environment["services"]["database-1"] = DATABASE | {
+            "volumeMounts": {"volume-1": {"mountPath": DATABASE["deploy"]["requiredMountPath"]}}
+        }
+        return environment
     mount: dict[str, Any] = {"mountPath": answers.get("volume_path", "/data")}
     if answers["backup"] == "railway":
         mount["backupSchedules"] = ["DAILY"]
-    values = {name: {"value": ""} for name in variables(answers)}
-    environment: dict[str, Any] = {
-        "services": {
-            "service-1": {
-                "build": {"builder": str(answers["builder"]).upper()},
-                "deploy": {
-                    "startCommand": "python -m app",
-                    "healthcheckPath": "/health",
-                    "drainingSeconds": 30,
-                    "requiredMountPath": mount["mountPath"],
-                    "multiRegionConfig": {CONSTANTS["REGION"]: {"numReplicas": 1}},
-                },
-                "networking": {"serviceDomains": {"billing.up.railway.app": {"port": 8080}}},
-                "variables": values,
-                "volumeMounts": {"volume-1": mount},
-            }
-        },
-        "volumes": {
-            "volume-1": {
-                "region": CONSTANTS["REGION"],
-                "sizeMB": CONSTANTS["VOLUME_MB"],
-                "alerts": {"usage": {"80": {}, "95": {}, "100": {}}},
-                "allowOnlineResize": True,
-            }
-        },
+    deploy |= {"drainingSeconds": 30, "requiredMountPath": mount["mountPath"]}
+    deploy["multiRegionConfig"] = {CONSTANTS["REGION"]: {"numReplicas": 1}}
+    service["volumeMounts"] = {"volume-1": mount}
+    volume |= {
+        "alerts": {"usage": {"80": {}, "95": {}, "100": {}}},
+        "allowOnlineResize": True,
     }
     if answers["backup"] == "litestream":
         environment["buckets"] = {"bucket-1": {"region": CONSTANTS["BUCKET_REGION"]}}
@@ -153,8 +169,10 @@ def plan(engine: Path, graph: dict[str, Any], environment: dict[str, Any]) -> li
     """Return what `railway config plan` says of a graph and of what Railway holds."""
     names = {
         "projectName": graph["name"],
-        "serviceNamesById": {"service-1": "billing-api"},
-        "volumeNamesById": {"volume-1": "data"},
+        "serviceNamesById": {"service-1": "billing-api", "database-1": "postgres"},
+        "volumeNamesById": {
+            "volume-1": "postgres-volume" if "database-1" in environment["services"] else "data"
+        },
         "bucketNamesById": {"bucket-1": "copies"},
     }
     done = subprocess.run(

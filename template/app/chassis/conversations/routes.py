@@ -40,7 +40,7 @@ MAX_TEXT: Final = 32_000
 """Maximum number of characters of a message."""
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""Number that SQLite can keep as an id."""
+"""Number that the database can keep as an id."""
 
 
 def not_blank(text: str) -> str:

@@ -237,6 +237,9 @@ def add_error_handlers(app: FastAPI) -> None:
     async def unstorable(_: Request, error: StatementError) -> JSONResponse:
         if isinstance(error.orig, TimeError):
             return problem(422, str(error.orig))
+        if misfit := assembly.engine.find_misfit(error):
+            logger.info("The database refused a value: %s", type(error.orig).__name__)
+            return problem(422, misfit)
         raise error
 
     @app.exception_handler(IntegrityError)

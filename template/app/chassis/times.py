@@ -1,13 +1,13 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Times as SQLite keeps them, in UTC and without the zone."""
+"""Times as a database keeps them, in UTC and without the zone."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, time
-from typing import Annotated, Any, Final
+from functools import cache
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 from sqlalchemy import DateTime, Dialect, Time
-from sqlalchemy.dialects import sqlite
 
 
 class TimeError(ValueError):
@@ -15,7 +15,7 @@ class TimeError(ValueError):
 
 
 def now() -> datetime:
-    """Return the time in UTC, without the zone, which SQLite does not keep."""
+    """Return the time in UTC, without the zone, which columns do not keep."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
@@ -47,27 +47,43 @@ UtcTime = Annotated[
 """Time in a request or an answer. A time from the database is UTC."""
 
 
-class StoredDateTime(sqlite.DATETIME):
-    """Column type that converts a time to UTC before SQLAlchemy drops its offset."""
-
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        store: Any = super().bind_processor(dialect)
-        return lambda value: store(in_utc(value) if isinstance(value, datetime) else value)
-
-
-class StoredTime(sqlite.TIME):
-    """Column type for a time of day, which cannot be converted without its date."""
-
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        store: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
-
-        def process(value: Any) -> Any:
-            if isinstance(value, time) and value.tzinfo is not None and value.utcoffset():
-                raise TimeError("A time of day is kept without its offset: it has to be UTC")
-            return store(value)
-
-        return process
+def moment(value: Any, zone: bool) -> Any:
+    """Return a moment in UTC, with the zone only if the column keeps it."""
+    if not isinstance(value, datetime):
+        return value
+    return in_utc(value) if zone else in_utc(value).replace(tzinfo=None)
 
 
-STORED: Final[dict[type[Any], type[Any]]] = {DateTime: StoredDateTime, Time: StoredTime}
-"""Types of an engine's dialect, which replace SQLAlchemy's own."""
+def time_of_day(value: Any, zone: bool) -> Any:
+    """Return a time of day, which cannot be converted without its date.
+
+    Raises:
+        TimeError: It has another offset than UTC.
+    """
+    if not isinstance(value, time) or value.tzinfo is None:
+        return value
+    if value.utcoffset():
+        raise TimeError("A time of day is kept without its offset: it has to be UTC")
+    return value if zone else value.replace(tzinfo=None)
+
+
+def keep_in_utc(dialect: Dialect) -> None:
+    """Have an engine's dialect convert each time to UTC before it drops the offset."""
+    specs = dialect.colspecs
+    dialect.colspecs = {
+        **specs,
+        DateTime: converted(specs[DateTime], moment),
+        Time: converted(specs[Time], time_of_day),
+    }
+
+
+@cache
+def converted(kind: Any, convert: Callable[[Any, bool], Any]) -> Any:
+    """Return a dialect's column type, with a conversion of each value that it stores."""
+
+    class Converted(kind):  # type: ignore[misc]
+        def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+            store = super().bind_processor(dialect) or (lambda value: value)
+            return lambda value: store(convert(value, self.timezone))
+
+    return Converted

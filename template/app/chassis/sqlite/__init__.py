@@ -15,7 +15,7 @@ from app.chassis.sqlite.commands import COMMANDS as COMMANDS
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
-    from sqlalchemy.exc import IntegrityError
+    from sqlalchemy.exc import IntegrityError, StatementError
 
     from app.chassis.checks.finding import Finding, HealthCheck
     from app.chassis.database import Database
@@ -90,6 +90,13 @@ def find_conflict(error: "IntegrityError") -> tuple[str, list[str]] | None:
     from app.chassis.sqlite import engines
 
     return engines.find_conflict(error)
+
+
+def find_misfit(error: "StatementError") -> str | None:
+    """Return why the database cannot keep a value of a request, or None for another error."""
+    from sqlalchemy.exc import DataError
+
+    return "A value is too large for the database" if isinstance(error, DataError) else None
 
 
 def checks(settings: "SQLiteSettings", database: "Database | None") -> "dict[str, HealthCheck]":

@@ -13,7 +13,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.chassis.sessions import DatabaseBusyError, DatabaseUnavailableError, SessionEndedError
 from app.chassis.sqlite.driver import CursorKeeper, open_database, sqlite3
 from app.chassis.sqlite.file import UNAVAILABLE, DatabaseFile, result_code
-from app.chassis.times import STORED
+from app.chassis.times import keep_in_utc
 
 READERS: Final = 4
 """Maximum number of routes that read at the same time in the database's threads.
@@ -89,7 +89,7 @@ def make_engine(
         max_overflow=size,
         pool_timeout=BUSY_TIMEOUT,
     )
-    engine.dialect.colspecs = {**engine.dialect.colspecs, **STORED}
+    keep_in_utc(engine.dialect)
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -37,8 +37,8 @@ class Message(Base):
     """Message of a person, or the answer to it.
 
     An answer is `interrupted` from its first moment, and `complete` only when it is complete. So
-    nothing has to be repaired after a crash. A worker that still writes an answer renews
-    `writing_until` before that time.
+    nothing has to be repaired after a crash. A process that still writes an answer renews
+    `writing_until` before that time, and one that follows another's answer `followed_until`.
     """
 
     __tablename__ = "messages"
@@ -56,4 +56,5 @@ class Message(Base):
     status: Mapped[Status] = mapped_column(String(11))
     text: Mapped[str] = mapped_column(Text)
     writing_until: Mapped[datetime | None]
+    followed_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)

@@ -85,10 +85,3 @@ def test_the_readme_has_five_commands(answers: Answers, render: Render) -> None:
         ours = re.search(rf"^    (?:\w+ = )?add\({command}, ", cli, re.MULTILINE)
         assert ours or f'    "{command}": (' in its_own, command
     assert len(text.splitlines()) <= 45
-
-
-@EACH
-def test_the_runbook_is_short(answers: Answers, render: Render) -> None:
-    """Sign-in and conversations have sections of their own."""
-    lines = (render(**answers) / "RUNBOOK.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 250 + 60 * len(answers.get("features", ""))

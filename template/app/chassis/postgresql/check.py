@@ -113,7 +113,7 @@ def connections(settings: PostgreSQLSettings, limit: int, name: str, also: str =
 
     Both are there while a new deployment takes over.
     """
-    workers, each = settings.workers, settings.database_connections
+    workers, each = settings.workers, settings.of_process
     needed = 2 * answers.REPLICAS * workers * each
     shown = (
         f"{also}{answers.REPLICAS} replicas with {workers * each} each take {needed} during a "

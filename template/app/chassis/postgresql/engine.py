@@ -25,11 +25,10 @@ from sqlalchemy import Engine, ExceptionContext, QueuePool, create_engine, event
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.chassis.checks.finding import Degraded
-from app.chassis.postgresql import errors
+from app.chassis.postgresql import errors, threads
 from app.chassis.postgresql.errors import ConflictError
 from app.chassis.postgresql.settings import PostgreSQLSettings
 from app.chassis.postgresql.settled import Settled
-from app.chassis.postgresql.threads import BUSY_TIMEOUT, Threads
 from app.chassis.sessions import (
     BlockSession,
     DatabaseBusyError,
@@ -152,7 +151,8 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
         options["prepare_threshold"] = None
     else:
         given = url.query.get("options", "")
-        options["options"] = f"-c TimeZone=UTC -c lock_timeout={BUSY_TIMEOUT:g}s {given}".strip()
+        own = f"-c TimeZone=UTC -c lock_timeout={threads.BUSY_TIMEOUT:g}s"
+        options["options"] = f"{own} {given}".strip()
     options |= {name: url.query[name] for name in options.keys() & url.query.keys() - {"options"}}
 
     engine = create_engine(
@@ -161,7 +161,7 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
         poolclass=QueuePool,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=BUSY_TIMEOUT,
+        pool_timeout=threads.BUSY_TIMEOUT,
         pool_use_lifo=True,
         use_native_hstore=False,
     )
@@ -233,7 +233,7 @@ class Readers:
         size = settings.database_connections - settings.database_connections // 2
         self.engine = make_engine(settings, ReadingConnection, settings.for_others)
         self._route_engine = make_engine(settings, ReadingConnection, size)
-        self._threads = Threads("database-reader", size)
+        self._threads = threads.Threads("database-reader", size)
         self._settled = Settled()
         self._collecting = False
 
@@ -320,7 +320,7 @@ class Writers:
     def __init__(self, settings: PostgreSQLSettings) -> None:
         size = settings.database_connections // 2
         self.engine = make_engine(settings, Connection, size)
-        self._threads = Threads("database-writer", size)
+        self._threads = threads.Threads("database-writer", size)
         self._gate = Gate()
 
     @contextmanager
@@ -339,7 +339,7 @@ class Writers:
         Raises:
             DatabaseBusyError: It has lost until BUSY_TIMEOUT was over.
         """
-        deadline = time.monotonic() + BUSY_TIMEOUT
+        deadline = time.monotonic() + threads.BUSY_TIMEOUT
         return await self._threads.run(lambda: self._write(function, deadline))
 
     def _write(self, function: Callable[[Session], Result], deadline: float) -> Result:
@@ -369,7 +369,9 @@ class Writers:
             CutError: The connection was cut, and nothing of it is stored.
         """
         with lent(self.engine) as session:
-            driver: Any = session.get_bind().connection.dbapi_connection
+            # It is taken now, because a connection that was cut is no longer the session's
+            bind: Any = session.get_bind()
+            driver: Connection = bind.connection.dbapi_connection
             try:
                 result = function(session)
                 session.commit()

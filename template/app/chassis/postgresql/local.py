@@ -149,7 +149,7 @@ class Server:
 
         url = self.address(database, "postgres")
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def _prepare(self) -> None:
         """Make the data directory, unless it exists.

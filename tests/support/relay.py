@@ -1,10 +1,18 @@
 """A TCP relay, for a server whose address leads elsewhere or nowhere."""
 
+import ctypes
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
+
+SO_ATTACH_FILTER = 26
+SO_DETACH_FILTER = 27
+
+NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+"""The kernel's program for a socket that takes no packet, and so acknowledges none."""
 
 
 class Relay:
@@ -16,13 +24,14 @@ class Relay:
         self.port: int = self.listener.getsockname()[1]
         self.passing = threading.Event()
         self.passing.set()
-        self.connections: list[socket.socket] = []
+        self.clients: list[socket.socket] = []
+        self.servers: list[socket.socket] = []
 
     def accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
-                self.connections.append(client)
+                self.clients.append(client)
                 threading.Thread(target=self.connect, args=(client,), daemon=True).start()
 
     def connect(self, client: socket.socket) -> None:
@@ -32,7 +41,7 @@ class Relay:
         except OSError:
             client.close()
             return
-        self.connections.append(server)
+        self.servers.append(server)
         for source, sink in ((client, server), (server, client)):
             threading.Thread(target=self.pump, args=(source, sink), daemon=True).start()
 
@@ -47,20 +56,25 @@ class Relay:
 
     def cut(self) -> None:
         """End every connection."""
-        connections, self.connections = self.connections, []
-        for connection in connections:
+        for connection in (*self.clients, *self.servers):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Pass nothing on and tell nobody. What was open is lost with what it carried."""
+        """Let every packet to the server be lost, as by a network that is down."""
         self.passing.clear()
+        program = struct.pack("HL", 1, ctypes.addressof(NOTHING))
+        ends = [self.listener, *self.clients]
+        for end in ends:
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
         try:
             yield
         finally:
-            self.cut()
+            for end in ends:
+                with suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
             self.passing.set()
 
     def lead_to(self, target: int) -> None:

@@ -29,6 +29,7 @@ CONNECTIONS = 24
 """Connections of the server that runs out of them."""
 
 KILLS = 6
+CUTS = 60
 STEPS = 10
 STEP_SECONDS = 0.1
 
@@ -189,6 +190,26 @@ def test_a_server_that_ends_and_comes_back(
             require_good_stop(service)
         assert statuses == {"GET": {503}, "POST": {503}}
         require_nothing_lost(load, texts(server), record_property)
+
+
+def test_connections_that_are_cut(
+    project: Path, tmp_path: Path, empty: Server, record_property: Record
+) -> None:
+    """At any moment, also after a commit whose answer is on its way: nothing is written twice."""
+    with Relay(empty.port, delay=0.01) as relay:
+        variables = {"DATABASE_URL": address(relay.port), "LOG_LEVEL": "WARNING"}
+        with Service(project, tmp_path / "data", **variables).wait_until_healthy() as service:
+            with Load(service.url, "x").running() as load:
+                load.wait_for(201, 10, since=0)
+                for _ in range(CUTS):
+                    time.sleep(random.uniform(0.02, 0.1))
+                    relay.cut()
+                load.wait_for(201, 10, since=time.monotonic())
+            assert health(service)[0] == 200
+            require_good_stop(service)
+    refused = [answer.method for answer in load.answers if answer.status == 503]
+    record_property("answers, and those that were refused", (len(load.answers), Counter(refused)))
+    require_nothing_lost(load, texts(empty), record_property)
 
 
 def test_a_network_that_is_down(

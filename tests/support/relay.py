@@ -4,6 +4,7 @@ import ctypes
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
@@ -16,10 +17,16 @@ NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
 
 
 class Relay:
-    """Connections to a port of this machine, passed on to the target port of the moment."""
+    """Connections to a port of this machine, passed on to the target port of the moment.
 
-    def __init__(self, target: int) -> None:
+    Args:
+        target: The port.
+        delay: Seconds that the target's answers take longer.
+    """
+
+    def __init__(self, target: int, delay: float = 0) -> None:
         self.target = target
+        self.delay = delay
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.passing = threading.Event()
@@ -42,13 +49,14 @@ class Relay:
             client.close()
             return
         self.servers.append(server)
-        for source, sink in ((client, server), (server, client)):
-            threading.Thread(target=self.pump, args=(source, sink), daemon=True).start()
+        for flow in ((client, server, 0), (server, client, self.delay)):
+            threading.Thread(target=self.pump, args=flow, daemon=True).start()
 
-    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def pump(self, source: socket.socket, sink: socket.socket, delay: float) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 self.passing.wait()
+                time.sleep(delay)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):

@@ -46,11 +46,11 @@ def restore(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) 
     )
 
 
-def database(_: argparse.Namespace, *__: object) -> int:
+def database(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) -> int:
     """Serve the database of one's own machine until Ctrl-C."""
     from app.chassis.postgresql import local
 
-    return local.serve()
+    return local.serve(settings)
 
 
 def add_move(command: argparse.ArgumentParser) -> None:

@@ -50,9 +50,12 @@ def open(settings: "PostgreSQLSettings") -> "Database":  # noqa: A001, the engin
 def prepare(settings: "PostgreSQLSettings", timeout: float | None = None) -> ExitStack:
     """Wait for the server, which others share, so that there is nothing to lock.
 
+    A private network may need a minute after the start of its container, also for a deploy's own
+    `migrate`. So the wait is LOCK_TIMEOUT for every command.
+
     Args:
         settings: Settings of the service.
-        timeout: Seconds to wait. None does not look for the server.
+        timeout: Seconds to wait for a lock. None does not look for the server.
 
     Raises:
         StartupError: The server cannot be used.
@@ -60,7 +63,7 @@ def prepare(settings: "PostgreSQLSettings", timeout: float | None = None) -> Exi
     if timeout is not None:
         from app.chassis.postgresql import schema
 
-        schema.wait_for(settings.direct_url, timeout).close()
+        schema.wait_for(settings.url, settings.lock_timeout).close()
     return ExitStack()
 
 

@@ -113,11 +113,11 @@ def connections(settings: PostgreSQLSettings, limit: int, name: str, also: str =
 
     Both are there while a new deployment takes over.
     """
-    workers, each = settings.workers, settings.of_process
-    needed = 2 * answers.REPLICAS * workers * each
+    each = settings.workers * settings.of_process
+    needed = 2 * answers.REPLICAS * each
     shown = (
-        f"{also}{answers.REPLICAS} replicas with {workers * each} each take {needed} during a "
-        f"deploy, of {limit} with {RESERVE} for people"
+        f"{also}{answers.REPLICAS} replicas with {each} each take {needed} during a deploy, of "
+        f"{limit} with {RESERVE} for people"
     )
     if needed + RESERVE > limit:
         advice = "lower WORKERS or DATABASE_CONNECTIONS, have fewer replicas, or raise the limit"

@@ -176,7 +176,8 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
             connection.execute("SET TIME ZONE 'UTC'")
             connection.autocommit = False
         connection.isolation_level = kind.isolation
-        connection.read_only = not writes
+        if not writes:
+            connection.read_only = True  # Otherwise it is as the server says
         connection.used = time.monotonic()
         return connection
 
@@ -195,8 +196,15 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
 
     @event.listens_for(engine, "checkin")
     def take_back(connection: Any, _: object) -> None:
-        if connection is not None:
-            connection.used = time.monotonic()
+        if connection is None:
+            return
+        connection.used = time.monotonic()
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            # After a refused commit SQLAlchemy takes the transaction for ended
+            try:
+                connection.rollback()
+            except psycopg.Error:
+                connection.close()
 
     @event.listens_for(engine, "handle_error", retval=True)
     def explain(context: ExceptionContext) -> BaseException | None:

@@ -8,7 +8,7 @@ So the check connects afresh, asks for what the service needs, and gives up afte
 import select
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,7 +99,8 @@ def asking(url: "URL") -> Iterator[Asking]:
         Unhealthy: There is none, or an answer is missing.
     """
     try:
-        with schema.connect(url, SECONDS) as connection:
+        # Its own context would roll back first, and wait for a server that hangs
+        with closing(schema.connect(url, SECONDS)) as connection:
             yield Asking(connection)
     except TimeoutError as error:
         raise Unhealthy(SLOW) from error

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -109,17 +109,17 @@ class Ground:
         from sqlalchemy import create_engine
         from sqlalchemy.pool import NullPool
 
-        driver = wait_for(self.url, self.timeout)
-        driver.autocommit = True
-        try:
-            driver.execute(ATTENTIVE)
-            take_lock(driver, self.name, self.timeout)
-        except psycopg.Error as error:
-            raise unusable(self.url, error) from None
-        driver.autocommit = False
-        engine = create_engine(self.url, poolclass=NullPool, creator=lambda: driver)
-        with engine.connect() as self._locked:
-            yield
+        with closing(wait_for(self.url, self.timeout)) as driver:
+            driver.autocommit = True
+            try:
+                driver.execute(ATTENTIVE)
+                take_lock(driver, self.name, self.timeout)
+            except psycopg.Error as error:
+                raise unusable(self.url, error) from None
+            driver.autocommit = False
+            engine = create_engine(self.url, poolclass=NullPool, creator=lambda: driver)
+            with engine.connect() as self._locked:
+                yield
 
     @contextmanager
     def migrated(self, line: revisions.Schema) -> "Iterator[tuple[Connection, set[str]]]":

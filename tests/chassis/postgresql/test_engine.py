@@ -68,7 +68,7 @@ def read(database: Database, function: Callable[[Session], Any]) -> Any:
 
 def value(session: Session, row: int = 1) -> int:
     found: int = session.execute(
-        text("SELECT value FROM counter WHERE id = :id"), {"id": id}
+        text("SELECT value FROM counter WHERE id = :id"), {"id": row}
     ).scalar_one()
     return found
 

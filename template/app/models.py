@@ -4,8 +4,9 @@ After a change, run `uv run alembic revision --autogenerate -m "..."`.
 """
 
 from datetime import datetime
+from typing import ClassVar
 
-from sqlalchemy import MetaData, String
+from sqlalchemy import BigInteger, Integer, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.chassis import now
@@ -13,6 +14,9 @@ from app.chassis import now
 
 class Base(DeclarativeBase):
     """Base class that names every constraint, because SQLite's migrations find it by its name."""
+
+    # A number has 64 bits on every database. SQLite gives new ids only to an INTEGER
+    type_annotation_map: ClassVar = {int: BigInteger().with_variant(Integer, "sqlite")}
 
     metadata = MetaData(
         naming_convention={

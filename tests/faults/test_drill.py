@@ -13,7 +13,7 @@ from support import tool
 
 pytestmark = pytest.mark.long
 
-SET = "DATABASE_URL|PORT|(LITESTREAM|MICROSOFT)_[A-Z_]+"
+SET = "DATABASE_URL|PORT|PG[A-Z]+|(LITESTREAM|MICROSOFT)_[A-Z_]+"
 """Variables that the drill sets, and takes away again."""
 
 LIMIT = 300.0
@@ -32,9 +32,10 @@ def drill(project: Path) -> str:
     [
         {"backup": "railway"},
         {"backup": "litestream"},
+        {"database": "postgresql"},
         {"backup": "railway", "features": "[oauth]", "oauth_providers": "[microsoft]"},
     ],
-    ids=["railway", "litestream", "oauth"],
+    ids=["railway", "litestream", "postgresql", "oauth"],
 )
 def test_the_runbooks_drill_brings_the_note_back(
     installed: Callable[..., Path],

@@ -213,7 +213,7 @@ def setting_added(project: Path) -> None:
 def readme_rewritten(project: Path) -> None:
     """Prose of one's own in several of the README's places: it is the user's."""
     readme = project / "README.md"
-    replace(readme, "SQLite on a persistent volume. This page", "SQLite. Ask Ann first. This page")
+    replace(readme, " This page", " Ask Ann first. This page")
     replace(readme, "[uv](https://docs.astral.sh/uv/)", "our laptop image with [uv]()")
     update = "This project was made from a template"
     if update not in readme.read_text(encoding="utf-8"):

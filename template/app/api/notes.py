@@ -42,7 +42,7 @@ So hundreds of new streams leave the other threads to requests.
 """
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""Number that SQLite can keep as an id."""
+"""Number that the database can keep as an id."""
 
 
 class NoteIn(BaseModel):
@@ -91,9 +91,11 @@ async def new_notes(database: Database, after: int) -> Events:
 
 
 def read_notes(database: Database, after: int) -> list[NoteOut]:
+    # A note beyond this id may still be followed by one with a smaller id
+    newest = database.settled(Note.id)
     with database.read() as session:
         found = list_notes(session, after, BATCH)
-        return [NoteOut.model_validate(note) for note in found]
+        return [NoteOut.model_validate(note) for note in found if note.id <= newest]
 
 
 @router.get("/{note_id}", response_model=NoteOut)

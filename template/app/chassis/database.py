@@ -4,6 +4,13 @@
 Sessions are synchronous and belong in `def` routes, which run in threads. A route asks for
 `Reader` or `Writer`, so its signature says what it may do. See app/chassis/routing.py.
 The engine, which lends the sessions, is a package of its own.
+
+A route with a `Writer`, and the function of `run_writing`, may run again from its beginning with a
+new session, if others have changed on PostgreSQL what it has read. Of the runs before, the database
+keeps nothing. So such a function does nothing outside of its session that must not happen twice,
+such as to send a mail, ask another service or start a task. That comes after `await
+database.run_writing(function)`, which returns when all is kept. SQLite has one writer, which calls
+a function once.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Final, TypeVar
 
 from fastapi import Depends
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from starlette.requests import HTTPConnection
 
 from app.chassis.sessions import DatabaseBusyError as DatabaseBusyError
@@ -59,8 +66,20 @@ class Database:
         return await self.readers.run(function)
 
     async def run_writing(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a writing session and commit it, all in one thread."""
+        """Call a function with a writing session and commit it, all in one thread.
+
+        The function may be called again as the function of a `Writer` may.
+        """
         return await self.writer.run(function)
+
+    def settled(self, column: InstrumentedAttribute[int]) -> int:
+        """Return the newest id up to which a session that opens from now on sees every row.
+
+        The ids are those that the database gives. With several writers a smaller one may be
+        committed after a larger one, and a stream that has sent the larger would never send it. So
+        a stream asks this first, and then reads no further.
+        """
+        return self.readers.settled(column)
 
     def dispose(self) -> None:
         """Close the threads and the connections."""

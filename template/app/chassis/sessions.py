@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 from weakref import finalize
 
 from sqlalchemy import Connection, Engine, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 Result = TypeVar("Result")
@@ -144,6 +144,7 @@ class ReadingLender(Lender, Protocol):
     """Part that lends sessions to read, and can end those of streams whose clients have left."""
 
     def session(self) -> BlockSession: ...
+    def settled(self, column: InstrumentedAttribute[int]) -> int: ...
     def end_abandoned(self) -> None: ...
 
 

@@ -170,12 +170,6 @@ class CoreSettings(BaseSettings):
         default="unreleased",
         description="What /health shows as version; by default the deployed commit on Railway",
     )
-    lock_timeout: Annotated[float, InProduction(120)] = Field(
-        default=3,
-        ge=0,
-        description="Seconds to wait at start for the service that uses the database; by default "
-        "120 with a volume",
-    )
 
     @classmethod
     def settings_customise_sources(

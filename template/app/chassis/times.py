@@ -69,7 +69,7 @@ def time_of_day(value: Any, zone: bool) -> Any:
 
 def keep_in_utc(dialect: Dialect) -> None:
     """Have an engine's dialect convert each time to UTC before it drops the offset."""
-    specs = dialect.colspecs
+    specs: Any = dialect.colspecs
     dialect.colspecs = {
         **specs,
         DateTime: converted(specs[DateTime], moment),

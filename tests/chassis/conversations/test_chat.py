@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import event, update
@@ -20,6 +21,8 @@ from app.chassis.conversations.owner import owner
 from app.chassis.conversations.replies import LEASE, Position, Reply
 from app.chassis.conversations.turns import ProviderError
 from app.chassis.times import now
+from app.main import create_app
+from app.settings import Settings
 
 from .conftest import Event, Model, Service
 
@@ -379,6 +382,87 @@ def test_the_answer_of_another_worker_is_followed(
     assert events[-1] == Event("done", {"message_id": 1, "status": "complete"}, "1-9")
 
 
+def test_an_answer_goes_on_for_a_reader_of_another_process(
+    service: Service, model: Model, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process has the same database, and a model that nobody asks."""
+    monkeypatch.setattr(replies, "GRACE", 0.3)
+    monkeypatch.setattr(replies, "FOLLOWED", timedelta(seconds=0.5))
+    monkeypatch.setattr(replies, "POLL", 0.05)
+    thread = service.thread_id()
+    gate = threading.Event()
+    model.pieces = ["Hello", gate, " you"]
+    other = create_app(settings)
+    other.dependency_overrides[owner] = lambda: 1
+
+    with service.chat(thread) as stream:
+        stream.next()
+        last_id = stream.last_id
+    with Service(other) as elsewhere, elsewhere.chat(thread, last_id=last_id) as stream:
+        assert not model.stopped.wait(1.5)
+        gate.set()
+        events = stream.rest()
+
+    assert texts(events) == " you"
+    assert events[-1].data["status"] == "complete"
+
+
+def test_an_answer_ends_when_the_reader_of_another_process_goes(
+    service: Service, model: Model, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "GRACE", 0.3)
+    monkeypatch.setattr(replies, "FOLLOWED", timedelta(seconds=0.5))
+    thread = service.thread_id()
+    model.pieces = ["Hello", threading.Event()]
+    other = create_app(settings)
+    other.dependency_overrides[owner] = lambda: 1
+
+    with Service(other) as elsewhere:
+        with service.chat(thread) as stream:
+            stream.next()
+        with elsewhere.chat(thread, last_id=stream.last_id) as stream:
+            assert not model.stopped.wait(0.5)
+        assert model.stopped.wait(5)
+
+
+def test_the_answers_of_a_person_are_counted_in_all_processes(
+    service: Service, model: Model, app: FastAPI, settings: Settings
+) -> None:
+    model.pieces = ["Hello", threading.Event()]
+    other = create_app(settings)
+    other.dependency_overrides[owner] = lambda: 1
+    other.state.replies.provider = model
+    for one in (app, other):
+        bound(one, max_answers_per_person=1)
+    threads = [service.thread_id() for _ in range(2)]
+
+    with Service(other) as elsewhere, service.chat(threads[0]):
+        path = f"/threads/{threads[1]}/chat"
+        assert elsewhere.client.post(path, json={"text": "Hi"}).status_code == 429
+        assert elsewhere.messages(threads[1]) == []
+
+
+def test_a_thread_has_one_answer_at_a_time_in_all_processes(
+    service: Service, model: Model, app: FastAPI, settings: Settings
+) -> None:
+    model.pieces = ["Hello", threading.Event()]
+    other = create_app(settings)
+    other.dependency_overrides[owner] = lambda: 1
+    other.state.replies.provider = model
+    thread = service.thread_id()
+
+    def ask(client: httpx.Client) -> int:
+        with client.stream("POST", f"/threads/{thread}/chat", json={"text": "Hi"}) as response:
+            barrier.wait(10)  # The answer of one is still written when the other is refused
+            return response.status_code
+
+    barrier = threading.Barrier(2)
+    with Service(other) as elsewhere, ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(ask, (service.client, elsewhere.client))) == [200, 409]
+    assert len(model.asked) == 1
+    assert len(service.messages(thread)) == 2
+
+
 def test_an_answer_ends_with_its_thread(service: Service, model: Model) -> None:
     thread = service.thread_id()
     model.pieces = ["Hello", threading.Event()]
@@ -497,7 +581,7 @@ def test_an_answer_that_nobody_begins_to_watch_ends(
     model.pieces = [threading.Event()]
 
     async def begin() -> None:
-        app.state.replies.answer(1, [("user", "Hi")], 1)
+        app.state.replies.answer(1, [("user", "Hi")])
         (reply,) = app.state.replies._written.values()
         await reply.task
 
@@ -522,7 +606,10 @@ def test_an_event_id_is_a_position() -> None:
 
 def test_who_comes_back_puts_the_end_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async def come_and_go() -> None:
-        reply = Reply(1)
+        async def nobody(_: int) -> bool:
+            return False
+
+        reply = Reply(1, nobody)
         reply.task = asyncio.create_task(asyncio.sleep(60))
         for grace in (0.01, 60):
             monkeypatch.setattr(replies, "GRACE", grace)

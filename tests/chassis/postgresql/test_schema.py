@@ -26,7 +26,7 @@ from ..production import REQUIRED
 
 DEADLINE = 30.0
 
-REVISION = '''
+REVISION = """
 from alembic import op
 
 revision = "added"
@@ -42,7 +42,7 @@ def upgrade():
 
 def downgrade():
     pass
-'''
+"""
 
 UPGRADE = """
 import sys
@@ -278,9 +278,7 @@ def test_what_alembic_does_not_see_is_told(settings: Settings, url: str) -> None
         connection.execute("CREATE TABLE people (id int, mood mood)")
     kinds = Enum("good", "bad", name="mood")
     rule = CheckConstraint("id > 0", name="positive")
-    people = Table(
-        "people", MetaData(), Column("id", Integer), Column("mood", kinds), rule
-    )
+    people = Table("people", MetaData(), Column("id", Integer), Column("mood", kinds), rule)
     with assembly.engine.migrating(settings) as ground, ground.locked():
         with ground.migrated(revisions.schemas()[-1]) as (connection, _):
             lines = list(ground.unseen(connection, [people]))

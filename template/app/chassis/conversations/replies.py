@@ -2,14 +2,15 @@
 """Answers that are being written, each by one task for all of its watchers.
 
 The task does not belong to the request. A client that comes back within GRACE finds that the
-answer goes on. When nobody watches any more, or the service stops, the provider is told to stop,
-and the text so far is kept.
+answer goes on, also if it comes to another process, which follows the answer in the database. When
+nobody watches or follows any more, or the service stops, the provider is told to stop, and the text
+so far is kept.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, NamedTuple
@@ -48,10 +49,16 @@ LEASE: Final = timedelta(seconds=10)
 """Time after which an unfinished answer that was not saved again counts as abandoned."""
 
 POLL: Final = 0.5
-"""Seconds between two reads of an answer that another worker writes."""
+"""Seconds between two reads of an answer that another process writes."""
+
+FOLLOWED: Final = timedelta(seconds=3)
+"""Time for which a reader in another process keeps an answer going. It is renewed after half."""
 
 STORE: Final = update(Message).where(
-    Message.id == bindparam("message_id"), Message.role == "assistant"
+    Message.id == bindparam("message_id"),
+    Message.role == "assistant",
+    # An answer that has been kept as a whole meanwhile stays as it is
+    Message.writing_until.is_not(None),
 )
 
 
@@ -68,27 +75,29 @@ class Position(NamedTuple):
 class Reply:
     """Answer that this process writes, with its text so far."""
 
-    def __init__(self, message_id: int, owner: int | None = None) -> None:
+    def __init__(self, message_id: int, is_followed: Callable[[int], Awaitable[bool]]) -> None:
         self.message_id = message_id
-        self.owner = owner
+        self.is_followed = is_followed
         self.text = ""
         self.status: Status | None = None
         self.problem = ""
         self.task: asyncio.Task[None] | None = None
         self._watchers = 0
-        self._abandoned: asyncio.TimerHandle | None = None
+        self._abandoned: asyncio.Task[None] | None = None
         self.grows = True
         """True while more text may come."""
         self.changed = asyncio.Event()
         """Event that is set once, at the next change, and then replaced."""
 
     def add(self, text: str) -> None:
-        self.text += text
+        self.text += text.replace("\0", "")  # Not every database keeps this character
         self._tell()
 
     def finish(self, status: Status, problem: str) -> None:
         self.status = status
         self.problem = problem
+        if self._abandoned:
+            self._abandoned.cancel()
         self._tell()
 
     def stop(self) -> None:
@@ -99,7 +108,10 @@ class Reply:
 
     @contextmanager
     def watched(self, grace: float | None = None) -> Iterator[None]:
-        """Count a watcher, and end the answer `grace` seconds after the last one has gone."""
+        """Count a watcher, and end the answer `grace` seconds after the last one has gone.
+
+        It goes on while somebody follows it in another process.
+        """
         self._watchers += 1
         if self._abandoned:
             self._abandoned.cancel()
@@ -107,9 +119,14 @@ class Reply:
             yield
         finally:
             self._watchers -= 1
-            if not self._watchers:
-                loop = asyncio.get_running_loop()
-                self._abandoned = loop.call_later(grace or GRACE, self.stop)
+            if not self._watchers and self.grows:
+                self._abandoned = asyncio.create_task(self._end_after(grace or GRACE))
+
+    async def _end_after(self, grace: float) -> None:
+        await asyncio.sleep(grace)
+        while self.grows and await self.is_followed(self.message_id):
+            await asyncio.sleep(GRACE)
+        self.stop()
 
     def _tell(self) -> None:
         self.changed.set()
@@ -125,7 +142,7 @@ class Replies:
         self.database = database
         self.provider = provider
         self.settings = settings
-        self._asked: list[int | None] = []
+        self._asked = 0
         self._written: dict[int, Reply] = {}
 
     @asynccontextmanager
@@ -143,28 +160,23 @@ class Replies:
             await self.provider.aclose()
 
     @contextmanager
-    def asked(self, owner: int | None) -> Iterator[None]:
+    def asked(self) -> Iterator[None]:
         """Reserve a place for an answer while its question is stored and until it begins.
 
-        Raise 429 if the person has the maximum number of answers, and 503 if this process has.
+        Raise 503 if this process has the maximum number of answers.
         """
-        owners = [*self._asked, *(reply.owner for reply in self._written.values())]
-        most = self.settings.max_answers_per_person
-        if owner is not None and owners.count(owner) >= most:
-            detail = f"You have {most} answers that are still being written; wait for one"
-            raise HTTPException(429, detail, {"Retry-After": "5"})
-        if len(owners) >= self.settings.max_answers:
+        if self._asked + len(self._written) >= self.settings.max_answers:
             detail = "Too many answers are being written; try again"
             raise HTTPException(503, detail, {"Retry-After": "5"})
-        self._asked.append(owner)
+        self._asked += 1
         try:
             yield
         finally:
-            self._asked.remove(owner)
+            self._asked -= 1
 
-    def answer(self, message_id: int, turns: Sequence[Turn], owner: int | None) -> Events:
+    def answer(self, message_id: int, turns: Sequence[Turn]) -> Events:
         """Begin an answer, and return its events from the first character on."""
-        reply = Reply(message_id, owner)
+        reply = Reply(message_id, self._is_followed)
         self._written[message_id] = reply
         reply.task = asyncio.create_task(self._write(reply, turns))
         # A client that has not begun to watch after this time has gone
@@ -175,6 +187,15 @@ class Replies:
         """Return the events after a position of an answer, finished or not."""
         reply = self._written.get(position.message_id)
         return watch(reply, position.characters) if reply else follow(self.database, position)
+
+    async def _is_followed(self, message_id: int) -> bool:
+        """Return whether a reader of another process has asked for the answer."""
+        try:
+            message = await run_sync(read, self.database, message_id)
+        except (DatabaseBusyError, SQLAlchemyError):
+            return False
+        until = message and message.followed_until
+        return until is not None and until > now()
 
     async def _write(self, reply: Reply, turns: Sequence[Turn]) -> None:
         status: Status = "interrupted"
@@ -268,6 +289,9 @@ async def follow(database: Database, position: Position) -> Events:
         message = await run_sync(read, database, message_id)
         if message is None:
             return  # The thread was deleted meanwhile
+        if is_written(message) and (message.followed_until or now()) < now() + FOLLOWED / 2:
+            with suppress(DatabaseBusyError, SQLAlchemyError):  # The next time may be in time
+                await database.run_writing(partial(keep_going, message_id))
         if text := message.text[characters:]:
             characters += len(text)
             yield piece(Position(message_id, characters), text)
@@ -280,6 +304,12 @@ async def follow(database: Database, position: Position) -> Events:
 def read(database: Database, message_id: int) -> Message | None:
     with database.read() as session:
         return session.scalar(select(Message).where(Message.id == message_id))
+
+
+def keep_going(message_id: int, session: Session) -> None:
+    """Tell the process that writes the answer that somebody follows it."""
+    written = update(Message).where(Message.id == message_id, Message.writing_until.is_not(None))
+    session.execute(written.values(followed_until=now() + FOLLOWED))
 
 
 def is_written(message: Message) -> bool:

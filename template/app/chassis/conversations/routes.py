@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.chassis import openapi
@@ -40,7 +40,7 @@ MAX_TEXT: Final = 32_000
 """Maximum number of characters of a message."""
 
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""Number that SQLite can keep as an id."""
+"""Number that the database can keep as an id."""
 
 
 def not_blank(text: str) -> str:
@@ -196,23 +196,29 @@ async def chat(
         position = find_position(last_event_id)
         await database.run_reading(partial(find_answer, thread_id, position, owner))
         return EventStream(replies.resume(position))
-    with replies.asked(owner):
-        keep = partial(keep_question, thread_id, owner, message.text)
+    with replies.asked():
+        most = replies.settings.max_answers_per_person
+        keep = partial(keep_question, thread_id, owner, most, message.text)
         answer_id, turns = await database.run_writing(keep)
-        return EventStream(replies.answer(answer_id, turns, owner))
+        # The answer begins once, and only when the question is kept
+        return EventStream(replies.answer(answer_id, turns))
 
 
 def keep_question(
-    thread_id: int, owner: int | None, text: str, session: Session
+    thread_id: int, owner: int | None, most: int, text: str, session: Session
 ) -> tuple[int, list[Turn]]:
     """Store a message and an empty answer. Return the answer's id, and the turns to send.
 
-    A thread has one answer at a time, so another one is 409.
+    A thread has one answer at a time, so another one is 409. If the person has the maximum number
+    of answers in all processes, it is 429.
     """
     thread = find_thread(session, thread_id, owner)
     latest = newest_messages(session, thread_id, 1)
     if latest and is_written(latest[0]):
         raise HTTPException(409, "The last answer is still being written")
+    if owner is not None and answers_of(session, owner) >= most:
+        detail = f"You have {most} answers that are still being written; wait for one"
+        raise HTTPException(429, detail, {"Retry-After": "5"})
     moment = now()
     thread.updated_at = moment
     session.add(Message(thread_id=thread_id, role="user", status="complete", text=text))
@@ -228,6 +234,19 @@ def keep_question(
     session.add(answer)
     session.flush()
     return answer.id, turns
+
+
+def answers_of(session: Session, owner: int) -> int:
+    """Return how many answers to a person are being written, each the newest of its thread."""
+    newest = (
+        select(Message.writing_until)
+        .where(Message.thread_id == Thread.id)
+        .order_by(Message.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    written = select(func.count()).select_from(Thread).where(Thread.owner_id == owner)
+    return session.scalar(written.where(newest > now())) or 0
 
 
 @router.get("/{thread_id}/messages/{message_id}/stream", response_class=EventStream)

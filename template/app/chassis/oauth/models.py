@@ -3,7 +3,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import PrimaryKeyConstraint, String, UniqueConstraint
+from sqlalchemy import BigInteger, Integer, PrimaryKeyConstraint, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.chassis.times import now
@@ -21,7 +21,7 @@ class User(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int]
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"))
     provider: Mapped[str] = mapped_column(String(20))
     subject: Mapped[str] = mapped_column(String(300))
     # The address is kept only if the provider has verified it
@@ -30,4 +30,4 @@ class User(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     last_login_at: Mapped[datetime] = mapped_column(default=now)
     # Sessions of an earlier epoch have been signed out
-    session_epoch: Mapped[int] = mapped_column(default=0)
+    session_epoch: Mapped[int] = mapped_column(Integer, default=0)

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 NAME: Final = "PostgreSQL"
 
+BACKUP_ADVICE: Final = {
+    "none": "`python3 -m app template update --to :current: -d backup=railway`, or copy by hand "
+    "with pg_dump",
+    "railway": "copy by hand with pg_dump",
+}
+"""Other ways to have copies, by backup strategy."""
+
 
 def server_options(settings: "PostgreSQLSettings") -> list[str]:
     """Return the options of gunicorn that name its configuration, and the delay of a stop."""

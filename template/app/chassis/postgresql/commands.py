@@ -2,6 +2,7 @@
 """Commands of `python -m app` that this engine adds."""
 
 import argparse
+import logging.config
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -45,16 +46,39 @@ def restore(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) 
     )
 
 
-def database(_: argparse.Namespace, *__: object) -> int:
+def database(_: argparse.Namespace, settings: "PostgreSQLSettings", *__: object) -> int:
     """Serve the database of one's own machine until Ctrl-C."""
     from app.chassis.postgresql import local
 
-    return local.serve()
+    return local.serve(settings)
+
+
+def add_move(command: argparse.ArgumentParser) -> None:
+    kinds = "sqlite:///FILE, postgresql://..., or DATABASE_URL for that variable's value"
+    command.add_argument("source", metavar="SOURCE", help=f"where the rows are: {kinds}")
+    command.add_argument("target", metavar="TARGET", help="where they go, without rows so far")
+    command.add_argument(
+        "--leave",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="leave a table, or TABLE.COLUMN, behind that no model has; may be repeated",
+    )
+
+
+def move(options: argparse.Namespace, settings: "PostgreSQLSettings", *_: object) -> int:
+    from app.chassis import logs
+    from app.chassis.postgresql import move
+
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+    move.move(options.source, options.target, options.leave, settings)
+    return 0
 
 
 COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]]] = {
     "backup": ("what copies the database instead", add_anything, backup),
     "restore": ("what restores a copy instead", add_anything, restore),
+    "move": ("bring the rows of another database here, or back", add_move, move),
     "database": ("a server for your own machine, until Ctrl-C", add_nothing, database),
 }
 """Purpose of each command, the function that adds its arguments, and the one that runs it."""

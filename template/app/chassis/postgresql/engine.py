@@ -22,13 +22,13 @@ import psycopg
 from anyio.to_thread import run_sync
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, ExceptionContext, QueuePool, create_engine, event, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.chassis.checks.finding import Degraded
-from app.chassis.postgresql import errors
+from app.chassis.postgresql import errors, threads
 from app.chassis.postgresql.errors import ConflictError
 from app.chassis.postgresql.settings import PostgreSQLSettings
-from app.chassis.postgresql.threads import BUSY_TIMEOUT, Threads
+from app.chassis.postgresql.settled import Settled
 from app.chassis.sessions import (
     BlockSession,
     DatabaseBusyError,
@@ -151,7 +151,8 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
         options["prepare_threshold"] = None
     else:
         given = url.query.get("options", "")
-        options["options"] = f"-c TimeZone=UTC -c lock_timeout={BUSY_TIMEOUT:g}s {given}".strip()
+        own = f"-c TimeZone=UTC -c lock_timeout={threads.BUSY_TIMEOUT:g}s"
+        options["options"] = f"{own} {given}".strip()
     options |= {name: url.query[name] for name in options.keys() & url.query.keys() - {"options"}}
 
     engine = create_engine(
@@ -160,7 +161,7 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
         poolclass=QueuePool,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=BUSY_TIMEOUT,
+        pool_timeout=threads.BUSY_TIMEOUT,
         pool_use_lifo=True,
         use_native_hstore=False,
     )
@@ -175,7 +176,8 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
             connection.execute("SET TIME ZONE 'UTC'")
             connection.autocommit = False
         connection.isolation_level = kind.isolation
-        connection.read_only = not writes
+        if not writes:
+            connection.read_only = True  # Otherwise it is as the server says
         connection.used = time.monotonic()
         return connection
 
@@ -194,8 +196,15 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
 
     @event.listens_for(engine, "checkin")
     def take_back(connection: Any, _: object) -> None:
-        if connection is not None:
-            connection.used = time.monotonic()
+        if connection is None:
+            return
+        connection.used = time.monotonic()
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            # After a refused commit SQLAlchemy takes the transaction for ended
+            try:
+                connection.rollback()
+            except psycopg.Error:
+                connection.close()
 
     @event.listens_for(engine, "handle_error", retval=True)
     def explain(context: ExceptionContext) -> BaseException | None:
@@ -232,7 +241,8 @@ class Readers:
         size = settings.database_connections - settings.database_connections // 2
         self.engine = make_engine(settings, ReadingConnection, settings.for_others)
         self._route_engine = make_engine(settings, ReadingConnection, size)
-        self._threads = Threads("database-reader", size)
+        self._threads = threads.Threads("database-reader", size)
+        self._settled = Settled()
         self._collecting = False
 
     def session(self) -> BlockSession:
@@ -265,6 +275,11 @@ class Readers:
                 yield session
         finally:
             self._threads.release()
+
+    def settled(self, column: InstrumentedAttribute[int]) -> int:
+        """Return the newest id up to which a session that opens from now on sees every row."""
+        with self.session() as session:
+            return self._settled.ask(session, column)
 
     async def look(self) -> None:
         """Check for /health that routes and other code can read without waiting for others.
@@ -313,7 +328,7 @@ class Writers:
     def __init__(self, settings: PostgreSQLSettings) -> None:
         size = settings.database_connections // 2
         self.engine = make_engine(settings, Connection, size)
-        self._threads = Threads("database-writer", size)
+        self._threads = threads.Threads("database-writer", size)
         self._gate = Gate()
 
     @contextmanager
@@ -332,7 +347,7 @@ class Writers:
         Raises:
             DatabaseBusyError: It has lost until BUSY_TIMEOUT was over.
         """
-        deadline = time.monotonic() + BUSY_TIMEOUT
+        deadline = time.monotonic() + threads.BUSY_TIMEOUT
         return await self._threads.run(lambda: self._write(function, deadline))
 
     def _write(self, function: Callable[[Session], Result], deadline: float) -> Result:
@@ -362,7 +377,9 @@ class Writers:
             CutError: The connection was cut, and nothing of it is stored.
         """
         with lent(self.engine) as session:
-            driver: Any = session.get_bind().connection.dbapi_connection
+            # It is taken now, because a connection that was cut is no longer the session's
+            bind: Any = session.get_bind()
+            driver: Connection = bind.connection.dbapi_connection
             try:
                 result = function(session)
                 session.commit()

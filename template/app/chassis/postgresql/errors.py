@@ -19,7 +19,10 @@ LOCK_NOT_AVAILABLE: Final = "55P03"
 
 READ_ONLY: Final = "25006"
 
-UNAVAILABLE: Final = ("08", "28", "3D000", "53", "57P", "58", "XX001", "XX002")
+IN_STANDBY: Final = "GetSerializableTransactionSnapshot"
+"""Function of the server that refuses to begin a writing transaction on a standby."""
+
+UNAVAILABLE: Final = ("08", "25P03", "28", "3D000", "53", "57P", "58", "XX001", "XX002")
 """Beginnings of codes about the server, its storage or the way to it, not about the statement."""
 
 MISFITS: Final = frozenset(
@@ -65,8 +68,9 @@ def explain(context: ExceptionContext, *, writes: bool) -> BaseException | None:
         return ConflictError()
     if found == LOCK_NOT_AVAILABLE:
         return DatabaseBusyError()
-    unavailable = found.startswith(UNAVAILABLE) or is_lost(original)
-    if unavailable or (writes and found == READ_ONLY):
+    if writes and (found == READ_ONLY or original.diag.source_function == IN_STANDBY):
+        return DatabaseUnavailableError(None, None, original)
+    if found.startswith(UNAVAILABLE) or is_lost(original):
         return DatabaseUnavailableError(None, None, original)
     return None
 
@@ -96,5 +100,7 @@ def find_misfit(error: exc.StatementError) -> str | None:
     original = error.orig
     # The driver itself refuses the character NUL, without a code
     if isinstance(original, psycopg.DataError) and (code(original) or "22021") in MISFITS:
-        return "A value is too long or too large, or has a character that cannot be kept"
+        return (
+            "A value is too long or too large for the database, or has a character that it refuses"
+        )
     return None

@@ -121,6 +121,9 @@ def checks(settings: PostgreSQLSettings, database: "Database | None") -> dict[st
     known, heads = revisions.known_revisions(), revisions.head_revisions()
     of_process: dict[str, HealthCheck] = {}
     if database is not None:
+        from app.chassis.postgresql.engine import Readers  # `status` needs no SQLAlchemy
+
+        assert isinstance(database.readers, Readers)
         of_process["readers"] = database.readers.look
     return {"database": partial(check_server, settings.url, known, heads), **of_process}
 

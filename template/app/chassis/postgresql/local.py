@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from app.chassis.errors import StartupError
-from app.chassis.postgresql.settings import LOCAL_PORT
+from app.chassis.postgresql.settings import LOCAL_PORT, LOCAL_URL, PostgreSQLSettings
 from app.chassis.settings import PROJECT_ROOT
 
 UNPRIVILEGED: Final = "nobody"
@@ -149,7 +149,7 @@ class Server:
 
         url = self.address(database, "postgres")
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def _prepare(self) -> None:
         """Make the data directory, unless it exists.
@@ -227,14 +227,16 @@ class Server:
         return (fatal or said or ["it said nothing"])[-1].strip()
 
 
-def serve() -> int:
+def serve(settings: PostgreSQLSettings) -> int:
     """Serve the database of one's own machine until Ctrl-C, and keep its data.
 
     Raises:
         StartupError: It does not start.
     """
-    directory = PROJECT_ROOT / "data" / "postgresql"
-    with Server(directory, LOCAL_PORT) as server:
+    here = settings.url.host in {"127.0.0.1", "localhost"}
+    port = settings.url.port or 5432 if here else LOCAL_PORT
+    require_free(port)
+    with Server(PROJECT_ROOT / "data" / "postgresql", port) as server:
         print(f"PostgreSQL serves {server.url}, with its data in {server.data}; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -291,6 +293,23 @@ def children(process: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [int(word) for word in text.split()]
+
+
+def require_free(port: int) -> None:
+    """Refuse a port on which another program listens.
+
+    Raises:
+        StartupError: Another program, perhaps another server, has it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise StartupError(
+                f"Database: port {port} is in use, perhaps by a server that runs already; stop "
+                f"that, or set DATABASE_URL to another port, as {LOCAL_URL.replace('329', '330')}"
+            ) from None
 
 
 def free_port() -> int:

@@ -275,5 +275,5 @@ def missing_values(connection: "Connection", tables: "Iterable[Table]") -> Itera
             if kind in found and value not in found[kind]:
                 yield (
                     f"Type {kind} has no value {value!r} in the database, and Alembic compares no "
-                    f"values: the revision needs op.execute(\"ALTER TYPE {kind} ADD VALUE ...\")"
+                    f'values: the revision needs op.execute("ALTER TYPE {kind} ADD VALUE ...")'
                 )

@@ -111,7 +111,8 @@ class PostgreSQLSettings(CoreSettings):
             raise ValueError("must be 2 or more, one to read and one to write")
         if value:
             return value
-        processes = 2 * answers.REPLICAS * info.data.get("workers", answers.WORKERS)
+        workers: int = info.data.get("workers", answers.WORKERS)
+        processes = 2 * answers.REPLICAS * workers
         each = (SERVER_CONNECTIONS - RESERVE) // processes
         # What of_process counts for this many is not more than `each`
         return max(2, min(MOST, (each - 1) * 2 // 3))

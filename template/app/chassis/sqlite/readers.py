@@ -11,8 +11,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 import anyio
-from sqlalchemy import QueuePool
-from sqlalchemy.orm import Session
+from sqlalchemy import QueuePool, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.chassis.checks.finding import Degraded
 from app.chassis.sessions import BlockSession, DatabaseBusyError, lent
@@ -82,6 +82,11 @@ class Readers:
                 yield session
         finally:
             self._coroutines.release()
+
+    def settled(self, column: InstrumentedAttribute[int]) -> int:
+        """Return the newest id. One writer gives and commits them in their order."""
+        with self.session() as session:
+            return session.scalar(select(func.max(column))) or 0
 
     async def look(self) -> None:
         """Check for /health that routes and other code can read without waiting for others.

@@ -5,11 +5,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from app.chassis.settings import PROJECT_ROOT, CoreSettings, is_production
+from app.chassis.settings import PROJECT_ROOT, CoreSettings, InProduction, is_production
 
 DATABASE_URL_FORM: Final = re.compile(
     r"sqlite(\+pysqlite|\+aiosqlite)?:///([^?#\x00-\x1f\x7f-\x9f\ud800-\udfff]+)"
@@ -40,6 +40,12 @@ class SQLiteSettings(CoreSettings):
         default=64 * 1024 * 1024,
         ge=0,
         description="Free bytes on the volume below which /health says degraded",
+    )
+    lock_timeout: Annotated[float, InProduction(120)] = Field(
+        default=3,
+        ge=0,
+        description="Seconds to wait at start for the service that uses the database; by default "
+        "120 with a volume",
     )
 
     @model_validator(mode="before")

@@ -11,12 +11,14 @@ from alembic import op
 revision = "conversations_0001"
 down_revision = None
 
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
         "threads",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("owner_id", sa.Integer(), nullable=True),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("owner_id", ID, nullable=True),
         sa.Column("title", sa.String(length=200), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("updated_at", sa.DateTime(), nullable=False),
@@ -26,8 +28,8 @@ def upgrade() -> None:
     op.create_index("ix_threads_owner_id_id", "threads", ["owner_id", "id"])
     op.create_table(
         "messages",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("thread_id", sa.Integer(), nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("thread_id", ID, nullable=False),
         sa.Column("role", sa.String(length=9), nullable=False),
         sa.Column("status", sa.String(length=11), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),

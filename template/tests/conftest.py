@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.chassis import migrate
-from app.chassis.testing import required_variables
+from app.chassis.testing import new_database, required_variables
 from app.main import create_app
 from app.settings import Settings
 
@@ -29,12 +29,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings.load(database_url=f"sqlite:///{tmp_path}/app.db")
+    return Settings.load(database_url=new_database(tmp_path))
 
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """A client of the whole application on a database of its own."""
-    migrate.upgrade(settings.database_path)
+    migrate.upgrade(settings)
     with TestClient(create_app(settings)) as client:
         yield client

@@ -86,6 +86,7 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 SIGN_IN: Final = "sign-in"
 """Tag of routes that people need before they have signed in."""
 
+
 def run(variables: Mapping[str, str] | None = None) -> list[Finding]:
     """Run every check that applies.
 

@@ -11,11 +11,12 @@ from fastapi.testclient import TestClient
 
 from app.chassis import migrate
 from app.chassis.settings import PROJECT_ROOT
+from app.chassis.testing import new_database, outside
 from app.chassis.variables import variable
 from app.main import create_app
 from app.settings import Settings
 
-from .probes import add_probes
+from .probes import add_probes, make_counter
 
 HERE = Path(__file__).parent
 BODY_LIMIT = 100_000
@@ -44,7 +45,7 @@ def variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
     example = dotenv_values(PROJECT_ROOT / ".env.example")
     found = {name: value for name, value in example.items() if value} | {
         "ENVIRONMENT": "development",
-        "DATABASE_URL": f"sqlite:///{tmp_path}/app.db",
+        "DATABASE_URL": new_database(tmp_path),
         "ALLOWED_HOSTS": "localhost,127.0.0.1",
         "MAX_BODY_BYTES": str(BODY_LIMIT),
     }
@@ -54,15 +55,15 @@ def variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
 
 
 @pytest.fixture
-def database(variables: dict[str, str]) -> Path:
-    """Return the file of a new database with this service's tables."""
-    path = Settings.load().database_path
-    migrate.upgrade(path)
-    return path
+def settings(variables: dict[str, str]) -> Settings:
+    """Return settings with a new database, which has this service's tables."""
+    settings = Settings.load()
+    migrate.upgrade(settings)
+    return settings
 
 
 @pytest.fixture
-def app(database: Path) -> FastAPI:
+def app(settings: Settings) -> FastAPI:
     """Return the application as the server makes it."""
     return create_app()
 
@@ -75,7 +76,8 @@ def service(app: FastAPI) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def probed(app: FastAPI) -> Iterator[TestClient]:
+def probed(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
     """Open a client of the application with the probes."""
+    outside(settings, make_counter)
     with TestClient(add_probes(app), URL, raise_server_exceptions=False) as client:
         yield client

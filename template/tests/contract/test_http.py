@@ -1,26 +1,25 @@
 # Belongs to the template: your own tests go into tests/, beside this directory.
 """Tests of HTTP, for the health check, for refusals, and for errors."""
 
-from pathlib import Path
-
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from starlette.middleware.base import RequestResponseEndpoint
 
 from app.chassis.logs import request_id
+from app.chassis.testing import database_gone
+from app.settings import Settings
 
 from .conftest import BODY_LIMIT, URL
 from .probes import CAUSE
 
 
-def test_health_follows_the_database(service: TestClient, database: Path) -> None:
+def test_health_follows_the_database(service: TestClient, settings: Settings) -> None:
     """Ask behind the service's own middleware, because the platform asks like anybody else."""
     assert service.get("/health").status_code == 200
 
-    moved = database.rename(database.with_name("moved.db"))
-    assert service.get("/health").status_code == 503
+    with database_gone(settings):
+        assert service.get("/health").status_code == 503
 
-    moved.rename(database)
     assert service.get("/health").status_code == 200
 
 

@@ -7,18 +7,21 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
-from pathlib import Path
 
 import httpx2 as httpx
 
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.sqlite.driver import open_database
+from app.chassis.testing import outside
+from app.settings import Settings
 
 from .conftest import HERE
+from .probes import count, make_counter
 
 SECONDS = 60.0
 """Seconds for a start, and for a stop, on a machine that is busy with other things."""
+
+
+Process = subprocess.Popen[bytes]
 
 
 def is_healthy(client: httpx.Client) -> bool:
@@ -28,12 +31,13 @@ def is_healthy(client: httpx.Client) -> bool:
         return False
 
 
-def use_and_stop(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+def use_and_stop(client: httpx.Client, process: Process, settings: Settings) -> None:
     until = time.monotonic() + SECONDS
     while not is_healthy(client):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
+    outside(settings, make_counter)
     assert [client.post("/contract/write").json() for _ in range(3)] == [1, 2, 3]
     with client.stream("GET", "/contract/stream") as stream:
         lines = stream.iter_lines()
@@ -44,7 +48,7 @@ def use_and_stop(client: httpx.Client, process: "subprocess.Popen[bytes]") -> No
 
 
 def test_it_serves_and_a_stop_ends_streams_and_keeps_the_data(
-    variables: dict[str, str], tmp_path: Path
+    variables: dict[str, str], settings: Settings
 ) -> None:
     """Start it with the probes, and otherwise as `python -m app` does. pytest shows its log."""
     with socket.socket() as free:
@@ -58,8 +62,7 @@ def test_it_serves_and_a_stop_ends_streams_and_keeps_the_data(
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
     ):
         try:
-            use_and_stop(client, process)
+            use_and_stop(client, process, settings)
         finally:
             process.kill()
-    with closing(open_database(tmp_path / "app.db")) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert outside(settings, count) == 3

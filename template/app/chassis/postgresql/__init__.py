@@ -75,6 +75,20 @@ def migrating(database: "PostgreSQLSettings | Path") -> "AbstractContextManager[
     return nullcontext(Ground(database))
 
 
+def new_database(_: "Path") -> str:
+    """Return the address of a new, empty database for a test."""
+    from app.chassis.postgresql import local
+
+    return local.of_tests().new_database()
+
+
+def database_gone(settings: "PostgreSQLSettings") -> AbstractContextManager[None]:
+    """Return a context in which the server refuses the database of a test."""
+    from app.chassis.postgresql import local
+
+    return local.of_tests().refusing(settings.url.database or "")
+
+
 def find_conflict(error: "IntegrityError") -> tuple[str, list[str]] | None:
     """Return what a request conflicts with and the columns, or None for an error of the service."""
     from app.chassis.postgresql import errors

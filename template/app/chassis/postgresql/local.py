@@ -4,6 +4,7 @@
 A server does not run as root. For root it runs as another user, in a directory of its own.
 """
 
+import atexit
 import os
 import pwd
 import shutil
@@ -13,7 +14,9 @@ import subprocess
 import tempfile
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -143,6 +146,17 @@ class Server:
         self.execute(f"CREATE DATABASE {name} OWNER app TEMPLATE {template} STRATEGY file_copy")
         return self.address(name)
 
+    @contextmanager
+    def refusing(self, database: str) -> Iterator[None]:
+        """Refuse all connections to a database, and end those that there are."""
+        self.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        sessions = f"FROM pg_stat_activity WHERE datname = '{database}'"
+        self.execute(f"SELECT pg_terminate_backend(pid, 10000) {sessions}")
+        try:
+            yield
+        finally:
+            self.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Execute a statement as the superuser `postgres`, outside of a transaction."""
         import psycopg
@@ -243,6 +257,14 @@ def serve(settings: PostgreSQLSettings) -> int:
             return server.wait()
         except KeyboardInterrupt:
             return 0
+
+
+@cache
+def of_tests() -> Server:
+    """Return the server of this process's tests, which ends with the process."""
+    server = Server().__enter__()
+    atexit.register(server.__exit__)
+    return server
 
 
 def wheel() -> Path:

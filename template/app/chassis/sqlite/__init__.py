@@ -7,7 +7,7 @@ import what they need themselves, because a start loads neither SQLAlchemy nor F
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,6 +83,22 @@ def migrating(database: "SQLiteSettings | Path") -> "AbstractContextManager[Grou
     from app.chassis.sqlite.schema import Ground
 
     return nullcontext(Ground(database if isinstance(database, Path) else database.database_path))
+
+
+def new_database(directory: "Path") -> str:
+    """Return the address of a new database for a test, whose file is made at its first use."""
+    return f"sqlite:///{directory}/app.db"
+
+
+@contextmanager
+def database_gone(settings: "SQLiteSettings") -> Iterator[None]:
+    """Have the database's file elsewhere for the time of a test."""
+    path = settings.database_path
+    moved = path.rename(path.with_name("moved.db"))
+    try:
+        yield
+    finally:
+        moved.rename(path)
 
 
 def find_conflict(error: "IntegrityError") -> tuple[str, list[str]] | None:

@@ -44,6 +44,7 @@ LOSES: Final = {
 
 QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'|`[^`]*`")
 
+
 class Ground:
     """Database file that revisions are run on."""
 

@@ -76,14 +76,12 @@ class PostgreSQLSettings(CoreSettings):
         default=0,
         ge=0,
         le=answers.DRAINING_SECONDS - answers.WORKER_SECONDS,
-        description="Seconds that a stopping service goes on, until requests are sent elsewhere; "
-        f"by default {answers.DELAY_SECONDS} in production",
+        description="Seconds that a stopping service goes on, until requests are sent elsewhere",
     )
     lock_timeout: Annotated[float, InProduction(60)] = Field(
         default=3,
         ge=0,
-        description="Seconds to wait at start for the database, and for who changes its schema; by "
-        "default 60 in production",
+        description="Seconds to wait at start for the database, and for who changes its schema",
     )
 
     @field_validator("database_url")

@@ -61,7 +61,7 @@ WORDS = {
     r"google(?!\.com)": ("oauth_providers", "google"),
     "microsoft": ("oauth_providers", "microsoft"),
     "backup_(?:time|keep)": ("backup", "volume"),
-    r"chassis\.sqlite|sqlitesettings|pysqlite3|requiredmountpath": ("database", "sqlite"),
+    r"from app\.chassis\.sqlite|sqlitesettings|pysqlite3|requiredmountpath": ("database", "sqlite"),
     r"chassis\.postgresql|psycopg|database_unpooled_url|stop_delay": ("database", "postgresql"),
     r"page_enabled|chassis\.page|page\.html": ("features", "conversations", "oauth"),
 }

@@ -147,7 +147,9 @@ def server(
     if used > FULL * limit:
         yield warning(name, shown, "end what nobody needs, or raise the limit")
     else:
-        yield connections(settings, limit, name, f"{shown}; ")
+        # The reserve is also for the people for whom the server itself keeps some
+        ((most,),) = connection.execute("SHOW max_connections").fetchall()
+        yield connections(settings, int(most), name, f"{shown}; ")
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         verdict = f"{encoding}, so not every text can be kept"

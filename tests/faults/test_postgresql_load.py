@@ -251,6 +251,22 @@ def test_no_update_is_lost_behind_pgbouncer(
             require_nothing_lost(load, empty, services, record_property)
 
 
+@pytest.mark.parametrize("command", [["python", "-m", "app"], ["python", "-m", "app", "migrate"]])
+def test_a_pooler_that_no_setting_tells_of_is_refused(
+    project: Path, empty: Server, tmp_path: Path, command: list[str]
+) -> None:
+    """It would lend the lock of migrations to several, and lose prepared statements."""
+    with (
+        pooler(empty, 2) as url,
+        Service(project, tmp_path / "data", command, DATABASE_URL=url) as service,
+    ):
+        assert service.ended() != 0
+        (line,) = service.output().splitlines()
+        assert "is a pooler" in line
+        assert "Set DATABASE_UNPOOLED_URL" in line
+    assert count(empty, "pg_tables WHERE schemaname = 'public'") == 0
+
+
 STREAMS = 6
 WRITING = 12
 WRITING_SECONDS = 12.0

@@ -28,7 +28,7 @@ def probes(settings: Settings) -> dict[str, Finding]:
 def run(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
 
 def test_a_server_that_is_well(settings: Settings) -> None:

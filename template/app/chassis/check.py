@@ -68,7 +68,8 @@ STRATEGIES: Final[dict[str, tuple[FindingStatus, str, str]]] = {
         "warning",
         "Railway's own, on the Pro plan only: on Hobby nothing is backed up, and that cannot be "
         "seen from here",
-        f"look in the dashboard for a backup of today, or {assembly.engine.BACKUP_ADVICE['railway']}",
+        "look in the dashboard for a backup of today, or "
+        f"{assembly.engine.BACKUP_ADVICE['railway']}",
     ),
     "litestream": ("ok", "every change goes to a bucket within a second or two", ""),
 }

@@ -1,6 +1,5 @@
 """How the schema comes to the server: the wait, the lock, and what a migration leaves behind."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -101,7 +100,7 @@ def wait_until(found: Callable[[], object]) -> None:
 
 def rows(url: str, query: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
+        return connection.execute(query).fetchall()
 
 
 def waiting(url: str, query: str) -> int:
@@ -109,7 +108,7 @@ def waiting(url: str, query: str) -> int:
     found = f"""
         SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
         AND state = 'active' AND query LIKE '{query}' AND pid <> pg_backend_pid()
-    """
+    """  # noqa: S608
     return len(rows(url, found))
 
 
@@ -157,7 +156,7 @@ def test_it_waits_for_the_server_and_says_why(
     server.stop()
     later = threading.Timer(1, server.start)
     try:
-        with pytest.raises(StartupError, match="cannot be used: Connection refused. Start its"):
+        with pytest.raises(StartupError, match=r"cannot be used: Connection refused\. Start its"):
             schema.wait_for(settings.url, 0)
         assert not caplog.records
         later.start()
@@ -279,9 +278,12 @@ def test_what_alembic_does_not_see_is_told(settings: Settings, url: str) -> None
     kinds = Enum("good", "bad", name="mood")
     rule = CheckConstraint("id > 0", name="positive")
     people = Table("people", MetaData(), Column("id", Integer), Column("mood", kinds), rule)
-    with assembly.engine.migrating(settings) as ground, ground.locked():
-        with ground.migrated(revisions.schemas()[-1]) as (connection, _):
-            lines = list(ground.unseen(connection, [people]))
+    with (
+        assembly.engine.migrating(settings) as ground,
+        ground.locked(),
+        ground.migrated(revisions.schemas()[-1]) as (connection, _),
+    ):
+        lines = list(ground.unseen(connection, [people]))
     assert len(lines) == 2
     assert "Table people has no positive" in lines[0]
     assert "Type mood has no value 'bad'" in lines[1]

@@ -147,7 +147,9 @@ def server(
     if used > FULL * limit:
         yield warning(name, shown, "end what nobody needs, or raise the limit")
     else:
-        yield connections(settings, limit, name, f"{shown}; ")
+        # The reserve is also for the people for whom the server itself keeps some
+        ((most,),) = connection.execute("SHOW max_connections").fetchall()
+        yield connections(settings, int(most), name, f"{shown}; ")
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         verdict = f"{encoding}, so not every text can be kept"
@@ -171,10 +173,10 @@ def sequences(connection: "psycopg.Connection[Any]") -> Finding:
     name, behind = "database.sequences", []
     for table, column, sequence in connection.execute(SEQUENCES).fetchall():
         query = (
-            f"SELECT max({column}) >= (SELECT last_value + is_called::int FROM {sequence}) "
-            f"FROM {table}"
+            f"SELECT max({column}) >= "  # noqa: S608, the server has quoted the names
+            f"(SELECT last_value + is_called::int FROM {sequence}) FROM {table}"
         )
-        if connection.execute(query).fetchone() == (True,):  # type: ignore[arg-type]
+        if connection.execute(query).fetchone() == (True,):
             behind.append((table, column, sequence))
     if not behind:
         return ok(name, "each is past the ids of its table")
@@ -182,7 +184,7 @@ def sequences(connection: "psycopg.Connection[Any]") -> Finding:
     return failed(
         name,
         f"{', '.join(found[2] for found in behind)} would give ids that are taken",
-        f"SELECT setval('{sequence}', max({column})) FROM {table}",
+        f"SELECT setval('{sequence}', max({column})) FROM {table}",  # noqa: S608
     )
 
 

@@ -16,6 +16,8 @@ Run = Callable[..., int]
 
 
 def add_anything(command: argparse.ArgumentParser) -> None:
+    # Options of the other engine are arguments here, so that the command says what to do instead
+    command.prefix_chars = "\0"
     command.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -25,7 +27,8 @@ def add_nothing(_: argparse.ArgumentParser) -> None:
 
 def address(settings: "PostgreSQLSettings") -> str:
     """Return the database's address without the password, which the programs ask for."""
-    url = settings.direct_url.set(drivername="postgresql", password=None)
+    # `set` would leave the password as it is, because None means no change there
+    url = settings.direct_url.set(drivername="postgresql")._replace(password=None)
     return shlex.quote(url.render_as_string(hide_password=False))
 
 

@@ -183,7 +183,7 @@ def unusable(url: "URL", error: psycopg.Error) -> StartupError:
 
 
 def attempts(timeout: float) -> Iterator[bool]:
-    """Yield until the time is over, at once and then twice a second, whether to tell of the wait."""
+    """Yield, at once and then twice a second, whether it is time to tell of the wait."""
     start = told = time.monotonic()
     now, due = start, timeout >= PAUSE
     while True:

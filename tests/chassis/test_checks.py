@@ -54,7 +54,7 @@ def production(**changes: object) -> Settings:
 
 
 def test_a_fresh_service_has_nothing_wrong(settings: Settings) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
 
     found = by_id(check_here(settings))
 
@@ -176,7 +176,7 @@ def test_other_forms_are_one_clear_line_without_the_content(tmp_path: Path, text
 def test_two_newest_revisions_are_said_and_refused(
     settings: Settings, add_revision: Callable[[str], str]
 ) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     add_revision('revision = "a"\ndown_revision = "{head}"\n')
     assert revisions.check_order().status == "ok"
     first = revisions.VERSIONS / "added.py"
@@ -302,21 +302,21 @@ def damage(path: Path) -> None:
 def test_a_database_that_is_not_right(
     settings: Settings, spoil: Callable[[Path], None], name: str, status: str
 ) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     spoil(settings.database_path)
 
     assert by_id(check_here(settings))[name].status == status
 
 
 def test_a_database_that_is_behind(settings: Settings, add_revision: Callable[[str], str]) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     add_revision('revision = "added"\ndown_revision = "{head}"\n')
 
     assert by_id(check_here(settings))["database.schema"].status == "warning"
 
 
 def test_tables_without_a_revision(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     statement("DELETE FROM alembic_version")(settings.database_path)
     statement("CREATE TABLE before_a (id INTEGER)")(settings.database_path)
     monkeypatch.setattr(revisions, "accepts_tables", lambda _: False)

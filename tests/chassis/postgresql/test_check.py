@@ -182,9 +182,7 @@ def test_tests_that_make_sqlite_files(
     assert status == "ok" or file in found.verdict
 
 
-def test_writers_that_cannot_run_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writers_that_cannot_run_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, own = APIRouter(), Router()
 
     @plain.post("/plain")

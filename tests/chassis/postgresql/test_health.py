@@ -98,18 +98,14 @@ def test_a_read_only_server(migrated: Settings, url: str) -> None:
     assert told(migrated) == "the database is read-only"
 
 
-def test_a_standby(
-    migrated: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_standby(migrated: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     standby = of_server.STATE.replace("pg_is_in_recovery()", "true")
     assert standby != of_server.STATE
     monkeypatch.setattr(of_server, "STATE", standby)
     assert told(migrated) == "the database is a standby, or recovers"
 
 
-def test_few_connections_are_degraded(
-    migrated: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_connections_are_degraded(migrated: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_server, "FULL", 0)
     with pytest.raises(Degraded, match="few connections left"):
         look(migrated)

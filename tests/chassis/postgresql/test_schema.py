@@ -1,6 +1,5 @@
 """How the schema comes to the server: the wait, the lock, and what a migration leaves behind."""
 
-import logging
 import os
 import signal
 import subprocess

@@ -72,7 +72,7 @@ def test_the_readme_counts_the_questions() -> None:
 def test_requirements_hold_every_tool_and_no_address() -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     groups = load_toml(ROOT / "pyproject.toml")["dependency-groups"]
-    names = [re.split(r"[<>=]", requirement)[0] for requirement in groups["test"]]
+    names = [re.split(r"[\[<>=]", requirement)[0] for requirement in groups["test"]]
 
     for name in names:
         assert re.search(rf"^{name}==", requirements, re.MULTILINE), name

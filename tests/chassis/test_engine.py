@@ -16,16 +16,20 @@ from .test_imports import MODULES, imported
 ENGINE = assembly.engine.__name__
 
 FACE = {
+    "BACKUP_ADVICE",
     "COMMANDS",
     "NAME",
+    "check_writers",
     "checks",
     "figures",
     "find_conflict",
+    "find_misfit",
     "in_words",
     "migrating",
     "open",
     "prepare",
     "probes",
+    "server_options",
 }
 
 

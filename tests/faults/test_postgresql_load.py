@@ -170,6 +170,10 @@ def count(server: Server, table: str) -> int:
     return int(server.execute(f"SELECT count(*) FROM {table}")[0][0])
 
 
+def connections(server: Server) -> int:
+    return count(server, "pg_stat_activity WHERE usename = 'app'")
+
+
 def counter(server: Server) -> int:
     return int(server.execute("SELECT value FROM counter")[0][0])
 
@@ -240,21 +244,27 @@ def test_no_update_is_lost_behind_pgbouncer(
             with load.running():
                 seen = []
                 while time.monotonic() < load._until:
-                    seen.append(pooled(empty))
+                    seen.append(connections(empty))
                     time.sleep(0.2)
             record_property("connections to the server", max(seen))
             assert 0 < max(seen) <= size
             require_nothing_lost(load, empty, services, record_property)
 
 
-def pooled(server: Server) -> int:
-    """Connections that serve requests; those of /health and migrations go past the pooler."""
-    return int(
-        server.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' "
-            "AND application_name NOT IN ('health')"
-        )[0][0]
-    )
+@pytest.mark.parametrize("command", [["python", "-m", "app"], ["python", "-m", "app", "migrate"]])
+def test_a_pooler_that_no_setting_tells_of_is_refused(
+    project: Path, empty: Server, tmp_path: Path, command: list[str]
+) -> None:
+    """It would lend the lock of migrations to several, and lose prepared statements."""
+    with (
+        pooler(empty, 2) as url,
+        Service(project, tmp_path / "data", command, DATABASE_URL=url) as service,
+    ):
+        assert service.ended() != 0
+        (line,) = service.output().splitlines()
+        assert "is a pooler" in line
+        assert "Set DATABASE_UNPOOLED_URL" in line
+    assert count(empty, "pg_tables WHERE schemaname = 'public'") == 0
 
 
 STREAMS = 6
@@ -302,4 +312,4 @@ def test_a_stream_misses_nothing_of_several_writers(
         for follower in [*staying, *coming]:
             assert follower.ids == sorted(set(follower.ids))
             assert set(kept) <= set(follower.ids)
-            assert follower.ends.keys() <= {"left", "shutdown", "note"}
+            assert follower.ends.keys() == {"left"}

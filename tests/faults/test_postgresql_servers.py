@@ -22,6 +22,9 @@ pytestmark = pytest.mark.long
 
 Record = Callable[[str, object], None]
 
+NOTICED = 15.0
+"""Seconds in which /health has to tell of a fault, and of its end. It takes about two."""
+
 AWAY = 20.0
 """Seconds for which the server does not answer."""
 
@@ -127,7 +130,7 @@ def live_through(
         load.wait_for(201, 50, since=0)
         began = time.monotonic()
         with during(fault):
-            noticed, message = wait_for_health(service, 503)
+            noticed, message = wait_for_health(service, 503, NOTICED)
             told = time.monotonic()
             # requests that had begun before may be on their way still
             load.wait_for(503, refusals, since=told)
@@ -135,7 +138,7 @@ def live_through(
             assert health(service)[0] == 503
             assert service.client.get("/health/live").status_code == 200
             mended = time.monotonic()
-        recovered, _ = wait_for_health(service, 200)
+        recovered, _ = wait_for_health(service, 200, NOTICED)
         well = time.monotonic()
         load.wait_for(201, 50, since=well)
     record_property("noticed and recovered after (s)", f"{noticed:.2f}, {recovered:.2f}")
@@ -317,7 +320,7 @@ def test_a_start_on_a_standby(project: Path, tmp_path: Path) -> None:
                 refused = service.client.post("/notes", json={"text": "refused"})
                 assert refused.status_code == 503
                 standby.promote()
-                wait_for_health(service, 200)
+                wait_for_health(service, 200, NOTICED)
                 assert service.client.post("/notes", json={"text": "after"}).status_code == 201
                 require_good_stop(service)
             assert texts(standby) == ["before", "after"]
@@ -344,11 +347,11 @@ def test_a_server_without_free_connections(
         with Load(service.url, "x").running() as load:
             load.wait_for(201, 50, since=0)
             with during(taken()):
-                noticed, message = wait_for_health(service, 503)
+                noticed, message = wait_for_health(service, 503, NOTICED)
                 told = time.monotonic()
                 load.wait_for(201, 50, since=told)
                 mended = time.monotonic()
-            recovered, _ = wait_for_health(service, 200)
+            recovered, _ = wait_for_health(service, 200, NOTICED)
         require_good_stop(service)
         record_property("noticed and recovered after (s)", f"{noticed:.2f}, {recovered:.2f}")
         assert message == NOT_ANSWERING

@@ -112,7 +112,7 @@ def health(service: Service) -> tuple[int, str]:
     return answer.status_code, "; ".join(filter(None, failed))
 
 
-def wait_for_health(service: Service, status: int) -> tuple[float, str]:
+def wait_for_health(service: Service, status: int, within: float = NOTICED) -> tuple[float, str]:
     """Seconds until /health says so, and what it says."""
     began = time.monotonic()
     while True:
@@ -120,7 +120,7 @@ def wait_for_health(service: Service, status: int) -> tuple[float, str]:
         elapsed = time.monotonic() - began
         if found == status:
             return elapsed, message
-        assert elapsed < NOTICED, f"{found} after {elapsed:.1f} s: {message}"
+        assert elapsed < within, f"{found} after {elapsed:.1f} s: {message}"
         time.sleep(0.05)
 
 

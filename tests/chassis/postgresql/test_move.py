@@ -20,8 +20,9 @@ from app.chassis.errors import StartupError
 from app.chassis.postgresql import move
 from app.chassis.postgresql.local import Server
 from app.chassis.settings import PROJECT_ROOT
-from tests.chassis.postgresql import everything
-from tests.chassis.postgresql.everything import content, make, run
+
+from . import everything
+from .everything import content, make, run
 
 NewDatabase = Callable[[], str]
 

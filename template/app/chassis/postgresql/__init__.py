@@ -63,7 +63,7 @@ def prepare(settings: "PostgreSQLSettings", timeout: float | None = None) -> Exi
     if timeout is not None:
         from app.chassis.postgresql import schema
 
-        schema.wait_for(settings.url, settings.lock_timeout).close()
+        schema.reach(settings)
     return ExitStack()
 
 

@@ -5,9 +5,10 @@ The codes are those of https://www.postgresql.org/docs/current/errcodes-appendix
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import ExceptionContext, exc
 
 from app.chassis.sessions import DatabaseBusyError, DatabaseUnavailableError, SessionEndedError
@@ -19,8 +20,8 @@ LOCK_NOT_AVAILABLE: Final = "55P03"
 
 READ_ONLY: Final = "25006"
 
-IN_STANDBY: Final = "GetSerializableTransactionSnapshot"
-"""Function of the server that refuses to begin a writing transaction on a standby."""
+NOT_SUPPORTED: Final = "0A000"
+"""Code for a statement, and for the begin of a serializable transaction on a standby."""
 
 UNAVAILABLE: Final = ("08", "25P03", "28", "3D000", "53", "57P", "58", "XX001", "XX002")
 """Beginnings of codes about the server, its storage or the way to it, not about the statement."""
@@ -68,11 +69,19 @@ def explain(context: ExceptionContext, *, writes: bool) -> BaseException | None:
         return ConflictError()
     if found == LOCK_NOT_AVAILABLE:
         return DatabaseBusyError()
-    if writes and (found == READ_ONLY or original.diag.source_function == IN_STANDBY):
+    if writes and (found == READ_ONLY or is_standby(context)):
         return DatabaseUnavailableError(None, None, original)
     if found.startswith(UNAVAILABLE) or is_lost(original):
         return DatabaseUnavailableError(None, None, original)
     return None
+
+
+def is_standby(context: ExceptionContext) -> bool:
+    """Return whether a transaction could not begin, because a standby has none that write."""
+    if code(context.original_exception) != NOT_SUPPORTED or context.connection is None:
+        return False
+    driver: Any = context.connection.connection.dbapi_connection
+    return bool(driver.pgconn.transaction_status == TransactionStatus.IDLE)
 
 
 def find_conflict(error: exc.IntegrityError) -> tuple[str, list[str]] | None:

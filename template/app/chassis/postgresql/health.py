@@ -22,6 +22,7 @@ from app.chassis.postgresql import schema
 from app.chassis.postgresql.settings import PostgreSQLSettings
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
     from sqlalchemy import URL
 
     from app.chassis.database import Database
@@ -70,18 +71,11 @@ class Asking:
         """
         server, encoding = self.connection.pgconn, self.connection.info.encoding
         server.send_query(query.encode(encoding))
-        poll = select.poll()
-        poll.register(server.socket, select.POLLIN)
-        while server.flush() or server.is_busy():
-            left = self.deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise TimeoutError
-            server.consume_input()
-        result = server.get_result()
+        result = self._next()
+        while self._next() is not None:
+            pass
         if result is None or result.status != ExecStatus.TUPLES_OK:
             raise psycopg.errors.error_from_result(result) if result else psycopg.OperationalError
-        while server.get_result() is not None:
-            pass
         return [
             tuple(
                 None if (value := result.get_value(row, column)) is None else value.decode(encoding)
@@ -89,6 +83,18 @@ class Asking:
             )
             for row in range(result.ntuples)
         ]
+
+    def _next(self) -> "PGresult | None":
+        """Return the next result, or None after the last one. Each may come alone."""
+        server = self.connection.pgconn
+        poll = select.poll()
+        poll.register(server.socket, select.POLLIN)
+        while server.flush() or server.is_busy():
+            left = self.deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise TimeoutError
+            server.consume_input()
+        return server.get_result()
 
 
 @contextmanager

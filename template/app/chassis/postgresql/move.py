@@ -471,7 +471,8 @@ def advice(target: Address) -> str:
         )
     else:
         lines = (
-            f"DATABASE_URL: the address of {target.name}, which is ${{{{postgres.DATABASE_URL}}}} "
+            f"DATABASE_URL: the address of {target.name}, which is "
+            "${{postgres.DATABASE_URL}} "
             "on Railway",
             "DATABASE_UNPOOLED_URL: its address past PgBouncer, if there is one",
             "the answer: database=postgresql, which this code has already",

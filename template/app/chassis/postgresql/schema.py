@@ -212,6 +212,28 @@ def wait_for(url: "URL", timeout: float) -> "psycopg.Connection[Any]":
     raise unusable(url, last)
 
 
+def reach(settings: "PostgreSQLSettings") -> None:
+    """Wait for the server, and refuse a pooler that no setting tells of.
+
+    Behind one the lock is not exclusive and prepared statements fail. A pooler has made up the
+    number that its client has for the session.
+
+    Raises:
+        StartupError: The server cannot be used, or not in this way.
+    """
+    with closing(wait_for(settings.url, settings.lock_timeout)) as connection:
+        try:
+            number = connection.execute("SELECT pg_backend_pid()").fetchone()
+        except psycopg.Error as error:
+            raise unusable(settings.url, error) from None
+        is_direct = number == (connection.info.backend_pid,)
+    if not is_direct and not settings.database_unpooled_url:
+        raise StartupError(
+            f"Database: {place(settings.url)} is a pooler, such as PgBouncer. Set "
+            "DATABASE_UNPOOLED_URL to the address of the database itself."
+        )
+
+
 def take_lock(connection: "psycopg.Connection[Any]", name: str, timeout: float) -> None:
     """Take the lock of those who change the schema. It ends with the connection.
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from app.chassis import assembly
 from app.chassis.database import Database, DatabaseBusyError
 from app.chassis.sqlite import engines, readers, writer
-
 from app.settings import Settings
 
 from ..test_threads import PATIENCE, Run, in_loop

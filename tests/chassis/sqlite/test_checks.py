@@ -1,0 +1,1 @@
+"""`check` of this engine: the file, its volume and its schema."""

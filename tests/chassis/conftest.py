@@ -21,11 +21,13 @@ NEEDS = {
     "oauth": "oauth" in answers.FEATURES,
     "oauth/test_google.py": "google_client_id" in Settings.model_fields,
     "oauth/test_microsoft.py": "microsoft_client_id" in Settings.model_fields,
-    "test_litestream.py": answers.BACKUP == "litestream",
-    "test_litestream_monitor.py": answers.BACKUP == "litestream",
-    "test_litestream_relay.py": answers.BACKUP == "litestream",
+    "postgresql": answers.DATABASE == "postgresql",
+    "sqlite": answers.DATABASE == "sqlite",
+    "sqlite/test_litestream.py": answers.BACKUP == "litestream",
+    "sqlite/test_litestream_monitor.py": answers.BACKUP == "litestream",
+    "sqlite/test_litestream_relay.py": answers.BACKUP == "litestream",
+    "sqlite/test_rotation.py": answers.BACKUP == "volume",
     "test_page.py": bool(answers.FEATURES),
-    "test_rotation.py": answers.BACKUP == "volume",
 }
 """Tests of code that some answers render only, and whether this project has it."""
 

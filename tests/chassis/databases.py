@@ -1,35 +1,15 @@
-"""A database with every table, migrated once for all tests that need one."""
+"""A database with every table, in the way of the project's engine."""
 
-import tempfile
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
+from importlib import import_module
 
-from app.chassis import migrate
-from app.chassis.database import Database
-from app.chassis.sqlite.file import DatabaseFile
-from app.chassis.sqlite.readers import Readers
-from app.chassis.sqlite.writer import SingleWriter
+import pytest
 
+from app.chassis import answers
+from app.settings import Settings
 
-def open_at(path: Path, synchronous: str = "FULL") -> Database:
-    """Open the database of a file as the engine does."""
-    file = DatabaseFile(path)
-    return Database(Readers(file), SingleWriter(file, synchronous))
+make_database: Callable[[Settings], None] = import_module(
+    f"{__package__}.{answers.DATABASE}.databases"
+).make_database
 
-
-def path_of(database: Database) -> Path:
-    assert isinstance(database.writer, SingleWriter)
-    return database.writer.file.path
-
-
-def make_database(path: Path) -> None:
-    """Write the database that `migrate.upgrade` makes, without the time that it takes."""
-    path.write_bytes(migrated())
-
-
-@cache
-def migrated() -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        database = Path(directory, "app.db")
-        migrate.upgrade(database)
-        return database.read_bytes()
+ABOUT_A_FILE = pytest.mark.skipif(answers.DATABASE != "sqlite", reason="is about SQLite's file")

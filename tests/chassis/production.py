@@ -1,5 +1,6 @@
 """Variables with which a service starts in production, whatever was answered."""
 
+from app.chassis import answers
 from app.chassis.testing import required_variables
 from app.settings import Settings
 
@@ -10,6 +11,11 @@ RAILWAY = {
     "RAILWAY_GIT_COMMIT_SHA": "c0ffee",
     "RAILWAY_VOLUME_MOUNT_PATH": "/data",
 }
+
+DATABASE_URL = {
+    "sqlite": "sqlite:////data/app.db",
+    "postgresql": "postgresql://app:secret@db.internal:5432/app",
+}[answers.DATABASE]
 
 EVERY_REQUIRED = {
     "SECRET_KEY": "3f786850e387550fdab836ed7e6dc881de23001b",
@@ -25,6 +31,7 @@ EVERY_REQUIRED = {
 
 REQUIRED = {
     **required_variables(Settings),
+    "DATABASE_URL": DATABASE_URL,
     **{
         name: EVERY_REQUIRED[name]
         for name in EVERY_REQUIRED

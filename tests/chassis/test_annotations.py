@@ -37,7 +37,7 @@ def create(name: Name, session: Reader) -> Name:
 
 
 def test_names_that_only_the_type_checker_knows(settings: Settings) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     app = create_app(settings)
     app.include_router(router)
     with TestClient(app) as client:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import httpx2 as httpx
@@ -16,8 +17,10 @@ import pytest
 
 from app.chassis import assembly
 from app.chassis.settings import PROJECT_ROOT
-from app.chassis.testing import required_variables
+from app.chassis.testing import new_database, required_variables
 from app.settings import Settings
+
+from .databases import ABOUT_A_FILE
 
 DEADLINE = 30.0
 
@@ -31,6 +34,12 @@ def free_port() -> int:
         return port
 
 
+@cache
+def address(directory: Path) -> str:
+    """The database of all services that a test starts."""
+    return new_database(directory)
+
+
 class Service:
     """`python -m app` with nothing from the machine's environment but PATH."""
 
@@ -42,7 +51,7 @@ class Service:
             "PATH": os.environ["PATH"],
             **required_variables(Settings),
             "PORT": str(self.port),
-            "DATABASE_URL": f"sqlite:///{directory}/app.db",
+            "DATABASE_URL": address(directory),
             **variables,
         }
         self.process = subprocess.Popen(
@@ -130,6 +139,7 @@ def test_a_stop_ends_streams_and_keeps_what_was_written(
     assert [note["text"] for note in httpx.get(f"{again.url}/notes").json()] == ["kept"]
 
 
+@ABOUT_A_FILE
 @pytest.mark.long
 def test_one_database_has_one_service(services: list[Service], tmp_path: Path) -> None:
     services.append(first := Service(tmp_path, "serve", "--reload").wait_until_healthy())

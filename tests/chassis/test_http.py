@@ -37,7 +37,7 @@ class Line(BaseModel):
 
 
 def make_app(settings: Settings, **changes: Any) -> FastAPI:
-    make_database(settings.database_path)
+    make_database(settings)
     app = create_app(settings.model_copy(update=changes))
 
     @app.get("/whoami")

@@ -54,7 +54,7 @@ class Elements(HTMLParser):
 
 
 def caller(settings: Settings, **changes: Any) -> TestClient:
-    make_database(settings.database_path)
+    make_database(settings)
     return TestClient(create_app(settings.model_copy(update=changes)))
 
 

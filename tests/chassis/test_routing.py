@@ -134,7 +134,7 @@ REQUESTS = [
 
 @pytest.fixture
 def settings_with_counter(settings: Settings) -> Settings:
-    make_database(settings.database_path)
+    make_database(settings)
     database = assembly.engine.open(settings)
     with database.write() as session:
         session.execute(text("CREATE TABLE counter (value INTEGER)"))

@@ -28,6 +28,7 @@ from app.chassis.streaming import (
     _encode,
     open_streams,
 )
+from app.chassis.testing import new_database
 from app.settings import Settings
 
 
@@ -295,7 +296,7 @@ def test_a_server_with_a_protocol_of_its_own_ends_streams_too(tmp_path: Path) ->
     """As `uvicorn app.main:create_app --factory`, which a development environment may start."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/app.db"}
+    environment = {**os.environ, "DATABASE_URL": new_database(tmp_path)}
     command = [sys.executable, "-c", PLAIN, str(port)]
     server = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment)
     try:

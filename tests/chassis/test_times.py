@@ -39,7 +39,7 @@ class Plain(BaseModel):
 
 
 def make_client(settings: Settings) -> TestClient:
-    make_database(settings.database_path)
+    make_database(settings)
     app = create_app(settings)
     router = APIRouter()
 

@@ -157,7 +157,7 @@ def model() -> Model:
 @pytest.fixture
 def app(settings: Settings, model: Model) -> FastAPI:
     """The application, as person 1 sees it, who needs no sign-in."""
-    make_database(settings.database_path)
+    make_database(settings)
     app = create_app(settings)
     app.dependency_overrides[owner] = lambda: 1
     app.state.replies.provider = model

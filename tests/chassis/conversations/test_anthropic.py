@@ -59,7 +59,7 @@ def serve(settings: Settings) -> Iterator[Callable[[Claude], Service]]:
     started: list[Service] = []
 
     def start(claude: Claude) -> Service:
-        make_database(settings.database_path)
+        make_database(settings)
         app: FastAPI = create_app(pointed_at(claude, settings))
         app.dependency_overrides[owner] = lambda: 1
         started.append(Service(app).__enter__())

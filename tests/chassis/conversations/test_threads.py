@@ -182,7 +182,7 @@ def test_another_persons_thread_is_as_unknown(client: TestClient, app: FastAPI) 
 
 
 def test_the_revisions_make_the_tables_that_the_code_knows(settings: Settings) -> None:
-    migrate.upgrade(settings.database_path)
+    migrate.upgrade(settings)
     (schema,) = (schema for schema in revisions.FEATURES if schema.name == "conversations")
     assert {Thread.__tablename__, Message.__tablename__} == set(schema.tables)
     database = assembly.engine.open(settings)

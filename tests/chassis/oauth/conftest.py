@@ -1,7 +1,6 @@
 """The application, and somebody with a browser and an account."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from sqlalchemy import select
 from app.chassis.assembly import providers
 from app.chassis.oauth.models import User
 from app.chassis.oauth.session import cookie_name
+from app.chassis.testing import new_database
 from app.main import create_app
 from app.settings import Settings
 
@@ -106,17 +106,9 @@ def provider(running_provider: Provider) -> Provider:
     return running_provider
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("migrated") / "app.db"
-    make_database(path)
-    return path
-
-
 @pytest.fixture
-def settings(provider: Provider, migrated: Path, tmp_path: Path) -> Settings:
+def settings(provider: Provider, tmp_path: Path) -> Settings:
     """With a client at every provider there is."""
-    shutil.copy(migrated, tmp_path / "app.db")
     clients: dict[str, Any] = {}
     for name in NAMES:
         clients |= {
@@ -124,7 +116,10 @@ def settings(provider: Provider, migrated: Path, tmp_path: Path) -> Settings:
             f"{name}_client_secret": f"secret-of-{name}",
             f"{name}_issuer": provider.url,
         }
-    return Settings.load(database_url=f"sqlite:///{tmp_path}/app.db", page_enabled=False, **clients)
+    url = new_database(tmp_path)
+    settings = Settings.load(database_url=url, page_enabled=False, **clients)
+    make_database(settings)
+    return settings
 
 
 class Log(logging.Handler):

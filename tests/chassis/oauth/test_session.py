@@ -13,7 +13,6 @@ from pydantic import SecretStr
 from starlette.testclient import WebSocketDenialResponse
 
 from app.chassis.oauth.session import CurrentUser, OptionalUser, cookie_key, current_user_id
-from app.chassis.sqlite.engines import BUSY_TIMEOUT
 from app.main import create_app
 from app.settings import Settings
 
@@ -235,7 +234,7 @@ def test_who_has_not_signed_in_waits_for_nothing(
             answer = browser.request(method, address, json={"title": "mine", "text": "Hi"})
             assert answer.status_code == 401, (method, path)
         browser.sign_out()
-        assert time.monotonic() - started < BUSY_TIMEOUT
+        assert time.monotonic() - started < 5  # as long as a writer waits for its turn
         session.rollback()
 
 

@@ -3,20 +3,20 @@
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import exc
+from sqlalchemy import exc, inspect, text
+from sqlalchemy.orm import Session
 
 from app.chassis import assembly, migrate, revisions
 from app.chassis.errors import StartupError
 from app.chassis.oauth.models import User
-from app.chassis.sqlite.driver import open_database
-from app.chassis.sqlite.schema import table_names
+from app.chassis.testing import outside
 from app.settings import Settings
 
 (SCHEMA,) = (schema for schema in revisions.FEATURES if schema.name == "oauth")
 
 
 def config(settings: Settings) -> Config:
-    found = Config(attributes={"database": settings.database_path, "schema": SCHEMA})
+    found = Config(attributes={"database": settings, "schema": SCHEMA})
     found.set_main_option("script_location", str(SCHEMA.versions.parent))
     return found
 
@@ -27,13 +27,11 @@ def test_the_model_is_what_the_revisions_make(settings: Settings) -> None:
 
 def test_the_revisions_can_be_undone(settings: Settings) -> None:
     command.downgrade(config(settings), "base")
-    connection = open_database(settings.database_path)
-    found = table_names(connection)
+    found = outside(settings, lambda session: inspect(session.connection()).get_table_names())
     assert "users" not in found
     assert "alembic_version" in found
-    connection.close()
 
-    migrate.upgrade(settings.database_path)
+    migrate.upgrade(settings)
 
     command.check(config(settings))
 
@@ -55,11 +53,12 @@ def test_an_account_has_one_row(settings: Settings) -> None:
 
 
 def test_a_table_of_ones_own_by_that_name_is_left_alone(settings: Settings) -> None:
-    connection = open_database(settings.database_path)
-    connection.executescript(
-        f"DROP TABLE users; DROP TABLE {SCHEMA.version_table}; CREATE TABLE users (mine)"
-    )
-    connection.close()
+    def change(session: Session) -> None:
+        for name in ("users", SCHEMA.version_table):
+            session.execute(text(f"DROP TABLE {name}"))
+        session.execute(text("CREATE TABLE users (mine INTEGER)"))
+
+    outside(settings, change)
 
     with pytest.raises(StartupError, match="needs a table 'users'"):
-        migrate.upgrade(settings.database_path)
+        migrate.upgrade(settings)

@@ -47,7 +47,7 @@ LINES = {
 
 @pytest.fixture
 def broken(settings: Settings) -> Path:
-    make_database(settings.database_path)
+    make_database(settings)
     with closing(open_database(settings.database_path)) as connection:
         connection.executescript(BROKEN)
     return settings.database_path

@@ -24,7 +24,7 @@ from .databases import make_database, path_of
 
 @pytest.fixture
 def database(settings: Settings) -> Database:
-    make_database(settings.database_path)
+    make_database(settings)
     made = assembly.engine.open(settings)
     with made.write() as session:
         session.execute(text("CREATE TABLE pairs (a INTEGER, b INTEGER)"))

@@ -15,7 +15,7 @@ from app.chassis.sqlite import volume
 from app.chassis.sqlite.driver import open_database
 from app.settings import Settings
 
-from .databases import make_database
+from .databases import migrated
 
 HOLD = """
 import sys, time
@@ -170,7 +170,7 @@ def test_root_makes_no_directory_through_a_link_on_the_volume(
 def test_a_database_whose_name_ended_in_white_space_is_taken_over(settings: Settings) -> None:
     database = settings.database_path
     stray = database.with_name("app.db \n")
-    make_database(stray)
+    stray.write_bytes(migrated())
     connection = open_database(stray)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("CREATE TABLE kept (id INTEGER)")

@@ -26,7 +26,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def test_it_knows_sizes_and_the_newest_backup(settings: Settings) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     copy = backup(settings.database_path)
 
     found = figures(settings)
@@ -84,7 +84,7 @@ def test_a_check_that_fails_itself_is_a_line(settings: Settings) -> None:
     def broken() -> None:
         raise RuntimeError("password=hunter2")
 
-    make_database(settings.database_path)
+    make_database(settings)
 
     found = figures(settings, printer=broken)
 

@@ -91,7 +91,7 @@ PASSES = {
 
 @pytest.fixture
 def beside(settings: Settings) -> Path:
-    make_database(settings.database_path)
+    make_database(settings)
     with closing(open_database(settings.database_path)) as connection:
         connection.executescript(BESIDE)
     return settings.database_path

@@ -149,7 +149,7 @@ def test_a_locked_database_in_bounded_time(
 
 
 def test_a_full_volume(settings: Settings) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     full = settings.model_copy(update={"min_free_bytes": 2**62})
 
     with TestClient(create_application(full)) as client:
@@ -157,7 +157,7 @@ def test_a_full_volume(settings: Settings) -> None:
 
 
 def test_a_volume_that_fills_is_said_before_it_is_full(settings: Settings) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     filling = settings.model_copy(update={"low_free_bytes": 2**62})
 
     with TestClient(create_application(filling)) as client:
@@ -219,7 +219,7 @@ def test_a_service_adds_its_own_checks(settings: Settings, monkeypatch: pytest.M
     async def broken() -> None:
         raise RuntimeError("password=hunter2")
 
-    make_database(settings.database_path)
+    make_database(settings)
     checks: dict[str, HealthCheck] = {
         "well": well,
         "measured": measured,
@@ -268,7 +268,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Told]]:
 
 
 def test_the_log_has_the_reason_once_a_change(settings: Settings, told: Callable[[], Told]) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     queue = Queue()
     app = create_application(settings, health_checks={"queue": queue.check})
     kept = settings.database_path.with_name("kept")
@@ -295,7 +295,7 @@ def test_the_log_has_the_reason_once_a_change(settings: Settings, told: Callable
 def test_what_one_worker_has_told_another_does_not(
     settings: Settings, told: Callable[[], Told]
 ) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     workers = [TestClient(create_application(settings)) for _ in range(3)]
     for worker in workers:
         worker.get("/health")
@@ -317,7 +317,7 @@ def test_an_error_of_a_check_is_logged_with_its_place(
     def broken() -> None:
         raise RuntimeError("no route to the printer")
 
-    make_database(settings.database_path)
+    make_database(settings)
     with TestClient(create_application(settings, health_checks={"broken": broken})) as client:
         client.get("/health")
         client.get("/health")
@@ -336,7 +336,7 @@ def test_many_who_ask_at_once_share_a_proof(settings: Settings) -> None:
         await asyncio.sleep(0.05)
         return {"made": len(made)}
 
-    make_database(settings.database_path)
+    make_database(settings)
     app = create_application(settings, health_checks={"count": count})
 
     async def ask() -> list[int]:

@@ -19,7 +19,7 @@ from .databases import make_database
 
 @pytest.fixture
 def watch(settings: Settings) -> Rotation:
-    make_database(settings.database_path)
+    make_database(settings)
     return Rotation(settings)
 
 
@@ -114,7 +114,7 @@ def test_what_a_kill_has_left_does_not_take_the_room(watch: Rotation) -> None:
 def test_a_copy_that_does_not_fit_is_refused_and_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_database(settings.database_path)
+    make_database(settings)
     # degraded below 64 MB, and so a copy leaves those free
     crowded = settings.model_copy(update={"low_free_bytes": 2**62})
     watch = Rotation(crowded)

@@ -106,7 +106,7 @@ def test_the_age_is_that_of_the_last_confirmation(
 
 def test_late_is_degraded_and_not_failed(replicated: Settings, litestream: Litestream) -> None:
     litestream.listed = synced(replicated, 61)
-    make_database(replicated.database_path)
+    make_database(replicated)
 
     with TestClient(create_application(replicated)) as client:
         answer = client.get("/health")

@@ -26,6 +26,7 @@ APART = 1.0
 """Seconds between SIGTERM and the switch."""
 
 CLIENTS = 8
+PAUSE = 0.05
 STREAMS = 4
 
 
@@ -58,7 +59,7 @@ def test_nobody_notices_ten_deploys(project: Path, tmp_path: Path, record_proper
         old = deploy(0)
         assert old[0].client.put("/counter").status_code == 200
         front = stack.enter_context(edge(*(service.port for service in old)))
-        load = Load(front.port, MIX, float("inf"), CLIENTS, pause=0.02, fresh=True)
+        load = Load(front.port, MIX, float("inf"), CLIENTS, pause=PAUSE, fresh=True)
         stopped: list[Service] = []
         switches = []
         with load.running(), following(front.url, STREAMS) as followers:

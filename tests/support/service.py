@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -26,10 +27,30 @@ FORMS = {
 }
 
 
+PORTS = range(10_000, 32_000)
+"""Those that the system gives to no outgoing connection, of which a load makes many."""
+
+held: dict[int, socket.socket] = {}
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has, and nobody else who asks here gets while this process runs.
+
+    Whoever listens on it may need seconds to start.
+    """
+    while True:
+        port = random.choice(PORTS)
+        holder = socket.socket(socket.AF_UNIX)
+        with socket.socket() as probe:
+            try:
+                # an abstract name, which goes with the process
+                holder.bind(f"\0trackbed-port-{port}")
+                probe.bind(("", port))
+            except OSError:
+                holder.close()
+                continue
+        held[port] = holder
+        return port
 
 
 class Service:

@@ -64,7 +64,7 @@ SWALLOWED: Final = (
 
 CONNECT: Final[dict[str, Any]] = {
     "connect_timeout": 5,
-    "keepalives_idle": 30,
+    "keepalives_idle": 5,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,

@@ -66,18 +66,13 @@ class Database:
         return await self.readers.run(function)
 
     async def run_writing(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a writing session and commit it, all in one thread.
-
-        The function may be called again as the function of a `Writer` may.
-        """
+        """Call a function with a writing session and commit it, again where a `Writer` would be."""
         return await self.writer.run(function)
 
     def settled(self, column: InstrumentedAttribute[int]) -> int:
         """Return the newest id up to which a session that opens from now on sees every row.
 
-        The ids are those that the database gives. With several writers a smaller one may be
-        committed after a larger one, and a stream that has sent the larger would never send it. So
-        a stream asks this first, and then reads no further.
+        With several writers a smaller id may come later. So a stream asks this, and reads no further.
         """
         return self.readers.settled(column)
 

@@ -5,12 +5,9 @@ Sessions are synchronous and belong in `def` routes, which run in threads. A rou
 `Reader` or `Writer`, so its signature says what it may do. See app/chassis/routing.py.
 The engine, which lends the sessions, is a package of its own.
 
-A route with a `Writer`, and the function of `run_writing`, may run again from its beginning with a
-new session, if others have changed on PostgreSQL what it has read. Of the runs before, the database
-keeps nothing. So such a function does nothing outside of its session that must not happen twice,
-such as to send a mail, ask another service or start a task. That comes after `await
-database.run_writing(function)`, which returns when all is kept. SQLite has one writer, which calls
-a function once.
+On PostgreSQL a route with a `Writer`, or the function of `run_writing`, runs again in a new session
+if others have changed what it has read. Nothing of the run before is kept. So do in it nothing that
+must not happen twice, such as to send a mail. That comes after `await database.run_writing(...)`.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -66,18 +63,14 @@ class Database:
         return await self.readers.run(function)
 
     async def run_writing(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a writing session and commit it, all in one thread.
-
-        The function may be called again as the function of a `Writer` may.
-        """
+        """Call a function with a writing session and commit it, all in one thread."""
         return await self.writer.run(function)
 
     def settled(self, column: InstrumentedAttribute[int]) -> int:
         """Return the newest id up to which a session that opens from now on sees every row.
 
-        The ids are those that the database gives. With several writers a smaller one may be
-        committed after a larger one, and a stream that has sent the larger would never send it. So
-        a stream asks this first, and then reads no further.
+        A smaller id may be committed after a larger one, and a stream that has sent the larger
+        would never send it. So a stream asks this first, and then reads no further.
         """
         return self.readers.settled(column)
 

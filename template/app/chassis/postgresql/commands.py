@@ -5,6 +5,7 @@ import argparse
 import logging.config
 import shlex
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from app.chassis.errors import StartupError
@@ -71,10 +72,11 @@ def add_move(command: argparse.ArgumentParser) -> None:
 
 def move(options: argparse.Namespace, settings: "PostgreSQLSettings", *_: object) -> int:
     from app.chassis import logs
-    from app.chassis.postgresql import move
 
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    move.move(options.source, options.target, options.leave, settings)
+    # It uses the assembly, which has imported these commands
+    mover = import_module("app.chassis.postgresql.move")
+    mover.move(options.source, options.target, options.leave, settings)
     return 0
 
 

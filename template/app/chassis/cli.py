@@ -150,9 +150,10 @@ def status(options: argparse.Namespace) -> int:
 
 
 def of_engine(run: Callable[..., int], options: argparse.Namespace) -> int:
+    """Run a command of the engine, with the two modules that it may not import itself."""
     from app.chassis import assembly, migrate
 
-    return run(options, load_settings(), assembly.fetch, migrate.upgrade)
+    return run(options, load_settings(), assembly, migrate)
 
 
 class TemplateError(StartupError):

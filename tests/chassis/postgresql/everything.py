@@ -142,7 +142,8 @@ def settings(url: str = "postgresql://app@127.0.0.1/app", timeout: float = 0) ->
 
 
 def run(source: str, target: str, *leave: str, timeout: float = 0) -> None:
-    move.move(source, target, leave, settings(timeout=timeout))
+    metadata = assembly.metadata()
+    move.move(source, target, leave, settings(timeout=timeout), metadata, migrate)
 
 
 @contextmanager

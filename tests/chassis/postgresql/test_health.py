@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 import pytest
@@ -42,11 +42,12 @@ def relay(settings: Settings, answer: int = 0) -> Iterator[Settings]:
         ended = threading.Event()
 
         def pump(source: socket.socket, target: socket.socket, left: float) -> None:
-            while not ended.is_set() and (data := source.recv(int(min(left, 4096)))):
-                target.sendall(data)
-                left -= len(data)
-                if left <= 0:
-                    ended.wait()
+            with suppress(OSError):  # Whoever gives up closes the connection
+                while not ended.is_set() and (data := source.recv(int(min(left, 4096)))):
+                    target.sendall(data)
+                    left -= len(data)
+                    if left <= 0:
+                        ended.wait()
 
         def serve() -> None:
             client, _ = listener.accept()

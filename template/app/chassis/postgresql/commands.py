@@ -5,8 +5,7 @@ import argparse
 import logging.config
 import shlex
 from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from app.chassis.errors import StartupError
 
@@ -70,13 +69,15 @@ def add_move(command: argparse.ArgumentParser) -> None:
     )
 
 
-def move(options: argparse.Namespace, settings: "PostgreSQLSettings", *_: object) -> int:
+def move(
+    options: argparse.Namespace, settings: "PostgreSQLSettings", assembly: Any, migrate: Any
+) -> int:
     from app.chassis import logs
+    from app.chassis.postgresql import move
 
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    # It uses the assembly, which has imported these commands
-    mover = import_module("app.chassis.postgresql.move")
-    mover.move(options.source, options.target, options.leave, settings)
+    addresses = options.source, options.target
+    move.move(*addresses, options.leave, settings, assembly.metadata(), migrate)
     return 0
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
-from sqlalchemy import CheckConstraint, Date, DateTime, Inspector, Table, exc, inspect
+from sqlalchemy import CheckConstraint, Date, DateTime, Inspector, MetaData, Table, exc, inspect
 from sqlalchemy.sql.ddl import sort_tables_and_constraints
 
-from app.chassis import assembly, migrate, revisions
+from app.chassis import revisions
 from app.chassis.postgresql import schema
 from app.chassis.postgresql.settings import as_url, require_address
 from app.chassis.postgresql.stores import (
@@ -95,7 +95,14 @@ class Tally:
     __hash__ = None  # type: ignore[assignment]
 
 
-def move(source: str, target: str, leave: Collection[str], settings: "PostgreSQLSettings") -> None:
+def move(
+    source: str,
+    target: str,
+    leave: Collection[str],
+    settings: "PostgreSQLSettings",
+    metadata: MetaData,
+    migrate: Any,
+) -> None:
     """Move all rows, and say what to change then.
 
     Args:
@@ -103,6 +110,8 @@ def move(source: str, target: str, leave: Collection[str], settings: "PostgreSQL
         target: Address of a database without rows, or of a new file.
         leave: Tables, or columns as TABLE.COLUMN, that may stay behind.
         settings: Settings of the service.
+        metadata: Tables of the service.
+        migrate: The module migrate, which runs the revisions.
 
     Raises:
         MoveError: Nothing was written. The message says why.
@@ -113,9 +122,9 @@ def move(source: str, target: str, leave: Collection[str], settings: "PostgreSQL
     began = time.monotonic()
     try:
         with old.reading(settings.lock_timeout) as reading:
-            tables = find_tables(reading, leave)
+            tables = find_tables(reading, metadata, leave)
             with new.writing(settings.lock_timeout) as writing:
-                count = carry(reading, writing, tables)
+                count = carry(reading, writing, tables, migrate)
     except (psycopg.Error, sqlite3.Error, exc.DBAPIError) as error:
         raise MoveError(f"{reason(error)}. {new.name} is as it was.") from None
     seconds = time.monotonic() - began
@@ -147,7 +156,7 @@ def find(text: str, which: str, settings: "PostgreSQLSettings") -> Address:
     )
 
 
-def find_tables(source: Store, leave: Collection[str]) -> list[Table]:
+def find_tables(source: Store, metadata: MetaData, leave: Collection[str]) -> list[Table]:
     """Return the tables of the service, and refuse a source with other ones.
 
     Raises:
@@ -155,7 +164,6 @@ def find_tables(source: Store, leave: Collection[str]) -> list[Table]:
     """
     for feature in revisions.FEATURES:
         import_module(f"app.chassis.{feature.name}.models")
-    metadata = assembly.metadata()
     names = source.table_names(source.driver)
     current = revisions.current_revisions(source.driver, names)
     heads = revisions.head_revisions()
@@ -184,7 +192,7 @@ def find_tables(source: Store, leave: Collection[str]) -> list[Table]:
     return list(metadata.tables.values())
 
 
-def carry(source: Store, target: Store, tables: list[Table]) -> int:
+def carry(source: Store, target: Store, tables: list[Table], migrate: Any) -> int:
     """Bring the target to its newest revision, move the rows, and compare. Return their number.
 
     Raises:

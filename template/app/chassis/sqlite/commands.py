@@ -85,8 +85,8 @@ def add_restore(command: argparse.ArgumentParser) -> None:
 def restore(
     options: argparse.Namespace,
     settings: "SQLiteSettings",
-    fetch: Callable[[Any, Path, datetime | None], bool],
-    upgrade: Callable[[Path], None],
+    assembly: Any,
+    migrate: Any,
 ) -> int:
     from app.chassis import logs
     from app.chassis.sqlite import backup, volume
@@ -101,10 +101,12 @@ def restore(
             if copy is None:
                 copy = Path(directory, "copy.db")
                 name = "the newest copy" if options.at is None else f"the copy of {options.at}"
-                if not fetch(settings, copy, options.at):
+                if not assembly.fetch(settings, copy, options.at):
                     limit = "" if options.at is None else f" of {options.at} or before"
                     raise StartupError(f"Restore: there is no copy{limit}.")
-            kept = backup.restore(copy, database, upgrade, dry_run=options.dry_run, name=name)
+            kept = backup.restore(
+                copy, database, migrate.upgrade, dry_run=options.dry_run, name=name
+            )
     if options.dry_run:
         print(f"{name} can be restored")
         return 0

@@ -87,7 +87,7 @@ class Connection(psycopg.Connection[Any]):
         super().__init__(*arguments, **options)
         self._cursors: WeakSet[Any] = WeakSet()
 
-    def __del__(self) -> None:
+    def __del__(self, *_: Any) -> None:
         """Close without the driver's warning, as in a test that makes an application only."""
         if hasattr(self, "pgconn"):
             self.pgconn.finish()

@@ -31,7 +31,7 @@ EVERY_REQUIRED = {
 
 REQUIRED = {
     **required_variables(Settings),
-    "DATABASE_URL": DATABASE_URL,
+    **({} if answers.DATABASE == "sqlite" else {"DATABASE_URL": DATABASE_URL}),
     **{
         name: EVERY_REQUIRED[name]
         for name in EVERY_REQUIRED

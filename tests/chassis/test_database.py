@@ -62,11 +62,11 @@ def increment(session: Session) -> int:
 
 def increment_often(settings: Settings) -> None:
     async def increment_all() -> None:
-        await asyncio.gather(*(database.run_writing(increment) for _ in range(ROUNDS * THREADS)))
+        await asyncio.gather(*(opened.run_writing(increment) for _ in range(ROUNDS * THREADS)))
 
-    database = assembly.engine.open(settings)
+    opened = assembly.engine.open(settings)
     asyncio.run(increment_all())
-    database.dispose()
+    opened.dispose()
 
 
 def make_client(settings: Settings) -> TestClient:

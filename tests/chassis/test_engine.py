@@ -11,6 +11,7 @@ from app.chassis import answers, assembly
 from app.chassis.errors import StartupError
 from app.settings import Settings
 
+from .databases import ABOUT_A_FILE
 from .test_imports import MODULES, imported
 
 ENGINE = assembly.engine.__name__
@@ -81,6 +82,7 @@ def test_arguments_are_read_without_the_engine(arguments: list[str]) -> None:
     assert done.stdout == "False\n"
 
 
+@ABOUT_A_FILE
 def test_the_storage_is_held_until_the_lock_is_closed(tmp_path: Path, settings: Settings) -> None:
     left = tmp_path / ".restore-killed"
     left.mkdir()

@@ -10,7 +10,7 @@ from sqlalchemy import Column, DateTime, Integer, MetaData, Table, Time, select
 from sqlalchemy.engine import Row
 
 from app.chassis.database import Reader, Writer
-from app.chassis.times import UtcTime
+from app.chassis.times import UtcTime, in_utc
 from app.main import create_app
 from app.settings import Settings
 
@@ -46,7 +46,7 @@ def make_client(settings: Settings) -> TestClient:
     def stored(session: Writer, at: datetime, of_day: time | None = None) -> Row[tuple[datetime]]:
         session.execute(MOMENTS.insert().values(at=at, zoned=at, of_day=of_day))
         found = session.execute(select(MOMENTS).order_by(MOMENTS.c.id.desc()).limit(1)).one()
-        assert found.zoned == found.at
+        assert in_utc(found.zoned) == in_utc(found.at)
         return found
 
     @router.post("/declared", response_model=Declared)

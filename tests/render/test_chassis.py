@@ -13,7 +13,7 @@ import pytest
 
 from support import ROOT, Answers, files, git, identify
 from support.ownership import TEMPLATE, covers
-from test_project import COVERING, EVERYTHING, run
+from test_project import COVERING, EVERYTHING, ON_POSTGRESQL, run
 
 HOME = ROOT / "tests" / "chassis"
 SETS: list[Answers] = [
@@ -21,6 +21,7 @@ SETS: list[Answers] = [
     {"features": ["conversations"]},
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
+    ON_POSTGRESQL,
 ]
 assert all(answers in COVERING for answers in SETS)
 LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in SETS]
@@ -61,8 +62,8 @@ def test_the_chassis_does_what_its_tests_say(
     installed: Callable[..., Path], answers: Answers, tmp_path: Path
 ) -> None:
     project = installed(**answers)
-    # the longer ones run once, where every feature is
-    which = [] if answers == EVERYTHING else ["-m", "not long"]
+    # the longer ones run once on each engine, where every feature is
+    which = [] if answers in (EVERYTHING, ON_POSTGRESQL) else ["-m", "not long"]
     with laid(project):
         said = run(
             project, "pytest", "--quiet", f"--basetemp={tmp_path}/tests", "tests/chassis", *which
@@ -86,7 +87,7 @@ def test_the_templates_files_keep_strict_rules(
 @pytest.mark.long
 def test_every_test_of_the_chassis_fits_some_answers(installed: Callable[..., Path]) -> None:
     found: set[str] = set()
-    for answers in ({}, EVERYTHING):
+    for answers in ({}, EVERYTHING, ON_POSTGRESQL):
         with laid(project := installed(**answers)):
             found.update(fitting(project))
     every = git(HOME, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import Answers, tool
-from test_project import EVERYTHING
+from test_project import EVERYTHING, ON_POSTGRESQL
 
 Change = Callable[[Path], None]
 
@@ -181,7 +181,9 @@ def test_warnings_that_the_owner_makes_errors_fail_none_of_it(project: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("answers", "most"), [({}, MOST_LINES), (EVERYTHING, MOST_LINES_OF_ALL)], ids=["least", "all"]
+    ("answers", "most"),
+    [({}, MOST_LINES), (ON_POSTGRESQL, MOST_LINES), (EVERYTHING, MOST_LINES_OF_ALL)],
+    ids=["least", "postgresql", "all"],
 )
 def test_it_is_short(render: Callable[..., Path], answers: Answers, most: int) -> None:
     suite = render(**answers) / "tests" / "contract"

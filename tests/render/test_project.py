@@ -15,6 +15,8 @@ EVERYTHING: Answers = {
     "oauth_providers": ["google", "microsoft"],
 }
 
+ON_POSTGRESQL: Answers = {"database": "postgresql", "features": ["conversations", "oauth"]}
+
 # every builder, backup, worker count and Python between them, and each feature alone
 COVERING: list[Answers] = [
     {"backup": "railway", "builder": "dockerfile", "workers": 1},
@@ -23,7 +25,7 @@ COVERING: list[Answers] = [
     {"features": ["oauth"], "oauth_providers": ["microsoft"]},
     {"backup": "litestream", "builder": "railpack", "workers": 4, "volume_path": "/mnt/vol-1"},
     {"backup": "none", "builder": "nixpacks", "python_version": "3.11", "ci": "none"},
-    {"database": "postgresql", "features": ["conversations", "oauth"]},
+    ON_POSTGRESQL,
 ]
 LONG = [pytest.param(answers, marks=pytest.mark.long) for answers in COVERING[1:]]
 

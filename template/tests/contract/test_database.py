@@ -61,12 +61,13 @@ def test_a_copy_brings_tables_and_data_back(
 ) -> None:
     backup = pytest.importorskip("app.chassis.sqlite.backup", reason="only a file has copies")
     probed.post("/contract/write")
-    copy = backup.backup(settings.database_path, tmp_path / "copy.db.gz")
+    copy = backup.backup(tmp_path / "app.db", tmp_path / "copy.db.gz")
     probed.post("/contract/write")
-    restored = Settings.load(database_url=f"sqlite:///{tmp_path}/restored.db")
+    file = tmp_path / "restored.db"
+    restored = Settings.load(database_url=f"sqlite:///{file}")
 
-    assert backup.restore(copy, restored.database_path, migrate.upgrade) is None
-    assert backup.restore(copy, restored.database_path, migrate.upgrade) is not None
+    assert backup.restore(copy, file, migrate.upgrade) is None
+    assert backup.restore(copy, file, migrate.upgrade) is not None
     assert outside(restored, count) == 1
     new, old = (
         outside(one, lambda session: inspect(session.connection()).get_table_names())

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
+from app.chassis import answers
 from app.chassis.conversations import replies, routes
 from app.chassis.conversations.models import Message
 from app.chassis.conversations.owner import owner
@@ -98,7 +99,8 @@ def test_a_blank_answer_is_an_error_and_not_sent_again(
 
     assert last.name == "error"
     assert last.data["detail"] == "The model has given no answer; ask again"
-    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", text)
+    kept = text.replace("\0", "")
+    assert shown(service.messages(thread))[1] == ("assistant", "interrupted", kept)
     assert model.asked[-1] == [("user", "first\n\nsecond")]
 
 
@@ -121,6 +123,8 @@ def test_a_blank_answer_that_nobody_waited_for_is_not_sent_again(
 def test_what_an_earlier_release_has_kept_is_not_sent(
     service: Service, model: Model, text: str
 ) -> None:
+    if answers.DATABASE == "postgresql":
+        text = text.replace("\0", "")  # It keeps none
     thread = service.thread_id()
     rows = [("assistant", "of before"), ("user", "one"), ("assistant", text), ("user", "two")]
     rows += [("assistant", "Hello"), ("user", text), ("assistant", "still there?")]
@@ -657,6 +661,7 @@ def test_an_answer_that_ends_is_not_taken_for_unfinished(
     assert {shown(service.messages(thread))[1][1] for thread in threads} == {"complete"}
 
 
+@pytest.mark.skipif(answers.DATABASE != "sqlite", reason="several writers share nothing")
 def test_answers_that_end_together_share_transactions(
     service: Service, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

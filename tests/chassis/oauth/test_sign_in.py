@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -428,3 +429,30 @@ def test_logs_tell_who_comes_and_goes_and_no_secret(
     assert output.count("User 1 has signed out") == 1
     assert len(secrets) >= 8
     assert [secret for secret in secrets if secret in output] == []
+
+
+def test_another_replica_takes_somebody_back(open_browser: OpenBrowser) -> None:
+    """What a sign-in under way needs is in the cookie, and who has signed in is in the database."""
+    one, other = open_browser(), open_browser()
+    back = one.agree(one.leave(page="/threads"))
+
+    other.cookie = one.cookie
+    answer = other.get(back)
+
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/threads")
+    one.cookie = other.cookie
+    assert one.whoami() == other.whoami() == 1
+    other.sign_out()
+    assert one.whoami() is None
+
+
+def test_two_replicas_take_one_person_back_at_once(open_browser: OpenBrowser) -> None:
+    browsers = [open_browser() for _ in range(4)]
+    backs = [browser.agree(browser.leave()) for browser in browsers]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda one, back: one.get(back).status_code, browsers, backs))
+
+    assert answers == [303] * 4
+    (person,) = {browser.whoami() for browser in browsers}
+    assert person is not None

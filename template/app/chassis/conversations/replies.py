@@ -195,8 +195,7 @@ class Replies:
             message = await run_sync(read, self.database, message_id)
         except (DatabaseBusyError, SQLAlchemyError):
             return False
-        until = message and message.followed_until
-        return until is not None and until > now()
+        return is_ahead(message.followed_until if message else None)
 
     async def _write(self, reply: Reply, turns: Sequence[Turn]) -> None:
         status: Status = "interrupted"
@@ -315,7 +314,11 @@ def keep_going(message_id: int, session: Session) -> None:
 
 def is_written(message: Message) -> bool:
     """Return whether some process is writing this answer."""
-    return message.writing_until is not None and message.writing_until > now()
+    return is_ahead(message.writing_until)
+
+
+def is_ahead(moment: datetime | None) -> bool:
+    return moment is not None and moment > now()
 
 
 def remember(position: Position) -> ServerSentEvent:

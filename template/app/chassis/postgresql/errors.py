@@ -93,7 +93,7 @@ def find_conflict(error: exc.IntegrityError) -> tuple[str, list[str]] | None:
     original = error.orig
     if not isinstance(original, Driver):
         return None
-    if code(original) == "23503":
+    if code(original) in {"23503", "23001"}:  # Since 18 RESTRICT has a code of its own
         return "It refers to something that does not exist, or something refers to it", []
     if code(original) not in {"23505", "23P01"}:
         return None

@@ -125,7 +125,8 @@ class Threads:
             work()
             del work  # It has the function's result
             with self._lock:
-                self._idle += 1
+                if waiting is self._waiting:  # Otherwise it has been closed meanwhile
+                    self._idle += 1
 
     def close(self) -> None:
         """End the threads. Work that takes over a second is abandoned."""

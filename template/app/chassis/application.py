@@ -253,5 +253,6 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(DatabaseUnavailableError)
     async def unavailable(_: Request, error: DatabaseUnavailableError) -> JSONResponse:
-        logger.error("The database is unavailable: %s", error.orig)
+        # A driver may say it in several lines
+        logger.error("The database is unavailable: %s", " ".join(str(error.orig).split()))
         return problem(503, "The database is unavailable", {"Retry-After": "5"})

@@ -153,11 +153,14 @@ def connect(engine: Engine) -> Connection:
 
     Raises:
         DatabaseBusyError: Others have kept all of them for too long.
+        DatabaseUnavailableError: Even a new one is cut off at once.
     """
     try:
         return engine.connect()
     except exc.TimeoutError as error:
         raise DatabaseBusyError from error
+    except exc.InvalidRequestError as error:  # The pool gives up after two of them
+        raise DatabaseUnavailableError(None, None, error) from error
 
 
 def throw_away(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from benchmarks import (
     image,
     mechanisms,
     peers,
+    postgresql,
     report,
     serving,
     soaking,
@@ -40,10 +41,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "streams": streaming.streams,
     "soak": soaking.soak,
     "image": image.image,
+    "postgresql": postgresql.postgresql,
     "peers": peers.peers,
     "mechanisms": mechanisms.mechanisms,
 }
-ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image", "peers", "mechanisms"})
+ONLY_BY_NAME: frozenset[str] = frozenset({"soak", "image", "postgresql", "peers", "mechanisms"})
 CHEAP = ("trivial", "health", "mixed", "boot", "copy")
 
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if options.list:
         for name, benchmark in BENCHMARKS.items():
-            print(f"{name:10} {(benchmark.__doc__ or '').splitlines()[0]}")
+            print(f"{name:11} {(benchmark.__doc__ or '').splitlines()[0]}")
         return 0
     if options.draw:
         report.draw(report.load(options.json), BENCHMARKS)

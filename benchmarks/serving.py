@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 from benchmarks import sides
 from benchmarks.load import EDGE, Load, press
@@ -32,7 +34,17 @@ class Pressed:
     """Changes of threads a request, which other work on the machine moves little."""
 
 
-def pressing(server: Server, path: str, seconds: int, *script: str) -> Callable[[], Pressed]:
+class Pressable(Protocol):
+    """A server, or several behind one address."""
+
+    url: str
+
+    def cpu(self) -> float: ...
+    def pss(self) -> float: ...
+    def switches(self) -> int: ...
+
+
+def pressing(server: Pressable, path: str, seconds: int, *script: str) -> Callable[[], Pressed]:
     """A measurement, after a load to warm up."""
 
     def measure() -> Pressed:
@@ -149,7 +161,14 @@ def counter(data: Path) -> int:
         return int(text)
 
 
-def mixing(server: Server, data: Path, seconds: int) -> Callable[[], tuple[Pressed, int]]:
+def mixing(server: Pressable, data: Path, seconds: int) -> Callable[[], tuple[Pressed, int]]:
+    """The mixed load on a service whose SQLite database is there, and what it has lost."""
+    return counting(server, partial(counter, data), seconds)
+
+
+def counting(
+    server: Pressable, counter: Callable[[], int], seconds: int
+) -> Callable[[], tuple[Pressed, int]]:
     """The mixed load, and how many acknowledged increments the counter does not have.
 
     Of those that wrk no longer waited for at its end nobody knows; they cannot hide a loss,
@@ -158,10 +177,10 @@ def mixing(server: Server, data: Path, seconds: int) -> Callable[[], tuple[Press
     measure = pressing(server, "/", seconds, "mixed", str(ROWS))
 
     def counted() -> tuple[Pressed, int]:
-        before = counter(data)
+        before = counter()
         found = measure()
         time.sleep(0.5)  # what is under way still ends
-        missing = found.load.increments - (counter(data) - before)
+        missing = found.load.increments - (counter() - before)
         return found, max(found.load.repeated, missing)
 
     return counted
@@ -219,18 +238,21 @@ def add_mixed(
     there: list[Pressed],
     against: str,
     *,
-    rate: float,
-    tail: float,
+    rate: float | None = None,
+    tail: float | None = None,
     memory: float | None = None,
+    of: str = "",
 ) -> None:
     """The rows of a mixed load, with the limits of the first three of them."""
     p99 = [[one.load.p99 for one in side] for side in (here, there)]
     pss = [[one.pss for one in side] for side in (here, there)]
-    least, most = Target("at least", rate), Target("at most", tail)
-    result.add("requests a second", "1/s", rates(here), rates(there), against, least)
-    result.add("99 % answered within", "ms", *p99, against, most)
-    result.add("memory (PSS)", "MB", *pss, against, Target("at most", memory) if memory else None)
-    result.add("CPU a request", "us", costs(here), costs(there), against)
+    least = Target("at least", rate) if rate else None
+    most = Target("at most", tail) if tail else None
+    no_more = Target("at most", memory) if memory else None
+    result.add(f"{of}requests a second", "1/s", rates(here), rates(there), against, least)
+    result.add(f"{of}99 % answered within", "ms", *p99, against, most)
+    result.add(f"{of}memory (PSS)", "MB", *pss, against, no_more)
+    result.add(f"{of}CPU a request", "us", costs(here), costs(there), against)
 
 
 def inserts(effort: Effort) -> Result:

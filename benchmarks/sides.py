@@ -24,7 +24,7 @@ DEADLINE = 60.0
 INCLUDE = "    app.include_router(notes.router)\n"
 SKELETON_WORKERS = 4
 SKELETON_NEEDS = ("fastapi", "sqlalchemy", "greenlet", "gunicorn", "uvicorn", "uvicorn-worker")
-SKELETON_NEEDS = (*SKELETON_NEEDS, "uvloop", "httptools", "aiosqlite")
+SKELETON_NEEDS = (*SKELETON_NEEDS, "uvloop", "httptools")
 
 
 def cache() -> Path:
@@ -122,13 +122,14 @@ def render(directory: Path, *options: str | Path) -> None:
         )
 
 
-def project(name: str, *answers: str, routes: bool = True) -> Path:
+def project(name: str, *answers: str, routes: bool = True, dev: bool = False) -> Path:
     """A project rendered from the working tree, installed as its Dockerfile does it.
 
     Args:
         name: Of its directory in the cache; its environment and lock are kept there.
         answers: Such as `backup=litestream`; otherwise the defaults.
         routes: Whether to add the routes that the benchmarks ask for.
+        dev: Whether to install what its Dockerfile leaves out too.
     """
     directory = cache() / name
     directory.mkdir(exist_ok=True)
@@ -142,7 +143,7 @@ def project(name: str, *answers: str, routes: bool = True) -> Path:
     render(directory, *(part for answer in answers for part in ("-d", answer)))
     if routes:
         add_routes(directory)
-    uv("sync", "--no-dev", cwd=directory, UV_COMPILE_BYTECODE="1")
+    uv("sync", "--dev" if dev else "--no-dev", cwd=directory, UV_COMPILE_BYTECODE="1")
     run(
         directory / ".venv/bin/python", "-m", "compileall", "-q", "app", "migrations", cwd=directory
     )
@@ -161,8 +162,9 @@ def add_routes(directory: Path) -> None:
     main.write_text(text, encoding="utf-8")
 
 
-def skeleton_environment(ours: Path) -> Path:
+def skeleton_environment(ours: Path, driver: str = "aiosqlite") -> Path:
     """The skeleton's packages, in the versions that the project has."""
+    needs = (*SKELETON_NEEDS, driver)
     lock = subprocess.run(
         [ours / ".venv/bin/python", "-c", FREEZE],
         check=True,
@@ -170,13 +172,13 @@ def skeleton_environment(ours: Path) -> Path:
         encoding="utf-8",
     ).stdout
     key = hashlib.sha256(lock.encode()).hexdigest()[:12]
-    directory = cache() / f"skeleton-{key}"
+    directory = cache() / f"skeleton-{driver}-{key}"
     if not (directory / "complete").exists():
         uv("venv", "--clear", "--python", ours / ".venv/bin/python", directory)
         (directory / "constraints.txt").write_text(lock)
         python = directory / "bin/python"
         options = ["--compile-bytecode", "--constraint", directory / "constraints.txt"]
-        uv("pip", "install", "--python", python, *options, *SKELETON_NEEDS)
+        uv("pip", "install", "--python", python, *options, *needs)
         (directory / "complete").touch()
     return directory
 
@@ -331,18 +333,19 @@ def floor(project: Path, data: Path) -> Server:
 
 def skeleton(environment: Path, data: Path) -> Server:
     """Four workers, as its authors recommend them."""
-    module, driver = "benchmarks.skeleton.main:app", "sqlite+aiosqlite"
-    return in_gunicorn("usual skeleton", module, environment, data, SKELETON_WORKERS, driver)
+    module, url = "benchmarks.skeleton.main:app", f"sqlite+aiosqlite:///{data}/app.db"
+    return in_gunicorn("usual skeleton", module, environment, data, SKELETON_WORKERS, url)
 
 
 def plain(environment: Path, data: Path) -> Server:
     """One worker, as ours."""
     module = "benchmarks.plain.main:app"
-    return in_gunicorn("plain right way", module, environment, data, 1, "sqlite")
+    url = f"sqlite:///{data}/app.db"
+    return in_gunicorn("plain right way", module, environment, data, 1, url)
 
 
 def in_gunicorn(
-    name: str, module: str, environment: Path, data: Path, workers: int, driver: str
+    name: str, module: str, environment: Path, data: Path, workers: int, url: str
 ) -> Server:
     """An application of the benchmarks' own, with uvicorn's worker."""
     data.mkdir(exist_ok=True)
@@ -352,7 +355,7 @@ def in_gunicorn(
     command = [environment / "bin/python", "-m", "gunicorn", module]
     return Server(
         name, [*command, *options, *worker], port, data, ROOT,
-        {"DATABASE_URL": f"{driver}:///{data}/app.db"}, "/health",
+        {"DATABASE_URL": url}, "/health",
     )  # fmt: skip
 
 

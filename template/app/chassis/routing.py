@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final, get_args
 
-from fastapi import APIRouter, BackgroundTasks
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_typed_signature, solve_dependencies
@@ -22,6 +22,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from app.chassis.database import Database, get_reader, get_writer
+from app.chassis.http import remember
 
 RUNS: Final[dict[Any, Callable[..., Any]]] = {
     get_reader: Database.run_reading,
@@ -113,29 +114,6 @@ def called_in_thread(
     ]
     in_thread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return in_thread
-
-
-def remember(values: dict[str, Any]) -> Callable[[], None]:
-    """Return what takes back all that a function has done to FastAPI's own arguments.
-
-    The engine may call the function again, when another transaction has undone its work. Otherwise
-    its tasks would run and its cookies be set once for each time.
-    """
-    tasks = [(one, [*one.tasks]) for one in values.values() if isinstance(one, BackgroundTasks)]
-    responses = [
-        (one, one.status_code, [*one.raw_headers])
-        for one in values.values()
-        if isinstance(one, Response)
-    ]
-
-    def undo() -> None:
-        for background, added in tasks:
-            background.tasks[:] = added
-        for response, status, headers in responses:
-            response.status_code = status
-            response.raw_headers[:] = headers
-
-    return undo
 
 
 async def overriding(connection: HTTPConnection, dependency: Dependant, name: str) -> Any:

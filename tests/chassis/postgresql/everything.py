@@ -44,7 +44,7 @@ class Secret(sa.TypeDecorator[str]):
 
 big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-metadata = Base.metadata
+metadata = sa.MetaData(naming_convention=Base.metadata.naming_convention)
 
 kinds = sa.Table(
     "Kinds",
@@ -118,10 +118,11 @@ members = sa.Table(
 
 TABLES = [kinds, tree, pairs, children, teams, members]
 
-REVISION = """
+REVISION = (
+    f"import {__name__} as everything"
+    + """
 from alembic import op
 import sqlalchemy as sa
-from tests.chassis.postgresql import everything
 
 revision = "everything"
 down_revision = "{head}"
@@ -135,15 +136,25 @@ def upgrade():
     copied.create_all(op.get_bind())
     op.bulk_insert(everything.tree, [dict(id=1, parent_id=None)])  # a row that the source has too
 """
+)
 
 
 def settings(url: str = "postgresql://app@127.0.0.1/app", timeout: float = 0) -> Any:
     return SimpleNamespace(lock_timeout=timeout, direct_url=make_url(url))
 
 
+def every_table() -> sa.MetaData:
+    """Return the service's tables and these, where no other test sees them."""
+    for feature in revisions.FEATURES:
+        __import__(f"app.chassis.{feature.name}.models")
+    every = sa.MetaData()
+    for table in [*assembly.metadata().tables.values(), *TABLES]:
+        table.to_metadata(every)
+    return every
+
+
 def run(source: str, target: str, *leave: str, timeout: float = 0) -> None:
-    metadata = assembly.metadata()
-    move.move(source, target, leave, settings(timeout=timeout), metadata, migrate)
+    move.move(source, target, leave, settings(timeout=timeout), every_table(), migrate)
 
 
 @contextmanager
@@ -159,13 +170,11 @@ def make(address: str, scale: int = 1, seed: int = 1) -> None:
     with opened(address) as store:
         for line in migrate.lines_behind(store):
             migrate.run_alembic(store, line)
-        for feature in revisions.FEATURES:
-            __import__(f"app.chassis.{feature.name}.models")
         store.clear(TABLES)
         with Session(store.connection, join_transaction_mode="rollback_only") as session:
             fill(session, dice, scale)
             session.commit()
-        for table in (metadata.tables["notes"], kinds):
+        for table in (Base.metadata.tables["notes"], kinds):
             # As if later rows had been deleted
             store.begin_after(table, "id", store.last_id(table, "id") + 7)
 

@@ -60,7 +60,8 @@ def test_a_server_that_cannot_be_reached(url: str) -> None:
 
 def test_variables_are_checked_without_a_server() -> None:
     url = "postgres://user:hunter2@postgres.railway.internal/railway"
-    findings = check.run({**REQUIRED, "DATABASE_URL": url})
+    address = "https://api.example.com"
+    findings = check.run({**REQUIRED, "BACKEND_URL": address, "DATABASE_URL": url})
     found = {finding.id: finding for finding in findings}
     assert not check.is_failed(findings), check.as_text(findings)
     assert found["server"].status == "skipped"
@@ -86,8 +87,9 @@ def test_too_many_connections_are_refused(url: str) -> None:
 
 def test_a_public_address_on_railway_is_a_warning() -> None:
     public = Settings.load(
-        **{name.lower(): value for name, value in REQUIRED.items()},
+        **{name.lower(): value for name, value in REQUIRED.items() if name != "DATABASE_URL"},
         railway_environment_id="e1",
+        backend_url="https://api.example.com",
         database_url="postgresql://u:p@roundhouse.proxy.rlwy.net:1234/railway",
     )
     assert of_server.address(public).status == "warning"

@@ -113,8 +113,8 @@ DATABASE: dict[str, Any] = {
 def live(answers: Answers) -> dict[str, Any]:
     """Return the environment that Railway holds for these answers after the first `apply`.
 
-    A value that equals the platform's default is not stored, but for one beside a database. A volume has a region, a size and
-    alerts, a service the region of its one replica.
+    A value that equals the platform's default is not stored, but for a time limit beside a
+    database. A volume has a region, a size and alerts, a service the region of its one replica.
     """
     values = {name: {"value": ""} for name in variables(answers)}
     service: dict[str, Any] = {

@@ -264,7 +264,7 @@ def content(address: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     with opened(address, "reading") as store:
         store.driver.text_factory = str
-        for table in assembly.metadata().tables.values():
+        for table in every_table().tables.values():
             keys = list(table.primary_key.columns)
             rows = store.connection.execute(sa.select(table).order_by(*keys))
             found[table.name] = [comparable(row) for row in rows]

@@ -19,7 +19,6 @@ def test_health_follows_the_database(service: TestClient, settings: Settings) ->
 
     with database_gone(settings):
         assert service.get("/health").status_code == 503
-
     assert service.get("/health").status_code == 200
 
 

@@ -4,9 +4,9 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+from subprocess import Popen
 
 import httpx2 as httpx
 
@@ -21,9 +21,6 @@ SECONDS = 60.0
 """Seconds for a start, and for a stop, on a machine that is busy with other things."""
 
 
-Process = subprocess.Popen[bytes]
-
-
 def is_healthy(client: httpx.Client) -> bool:
     try:
         return client.get("/health").status_code == 200
@@ -31,7 +28,7 @@ def is_healthy(client: httpx.Client) -> bool:
         return False
 
 
-def use_and_stop(client: httpx.Client, process: Process, settings: Settings) -> None:
+def use_and_stop(client: httpx.Client, process: Popen[bytes], settings: Settings) -> None:
     until = time.monotonic() + SECONDS
     while not is_healthy(client):
         assert process.poll() is None
@@ -56,9 +53,8 @@ def test_it_serves_and_a_stop_ends_streams_and_keeps_the_data(
         port = str(free.getsockname()[1])
     path = os.pathsep.join([str(HERE), str(PROJECT_ROOT)])
     ours = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PORT": port}
-    command = [sys.executable, "-m", "probes"]
     with (
-        subprocess.Popen(command, cwd=PROJECT_ROOT, env=variables | ours) as process,
+        Popen([sys.executable, "-m", "probes"], cwd=PROJECT_ROOT, env=variables | ours) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
     ):
         try:

@@ -69,7 +69,7 @@ class Database:
     def settled(self, column: InstrumentedAttribute[int]) -> int:
         """Return the newest id up to which a session that opens from now on sees every row.
 
-        With several writers a smaller id may come later. So a stream asks this, and reads no further.
+        With several writers a smaller id may come later, so a stream asks and reads no further.
         """
         return self.readers.settled(column)
 

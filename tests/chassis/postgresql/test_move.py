@@ -406,8 +406,8 @@ def test_killed_at_ten_moments(file: str, new: NewDatabase, tmp_path: Path, way:
         assert child.stdout.readline() == "ready\n"
         return child
 
-    began = time.monotonic()
     with start(new() if way == "there" else f"{target}2") as child:
+        began = time.monotonic()
         assert child.wait() == 0
     whole = time.monotonic() - began
     killed = 0

@@ -7,8 +7,12 @@ from app.chassis.errors import ConfigurationError
 from app.chassis.postgresql.settings import RESERVE, SERVER_CONNECTIONS
 from app.settings import Settings
 
+from ..production import REQUIRED
+
 SECRET = "s3cret-value"
 PRODUCTION = {
+    **{name.lower(): value for name, value in REQUIRED.items()},
+    "backend_url": "https://api.example.com",
     "environment": "production",
     "secret_key": "0123456789abcdef0123456789abcdef",
     "database_url": "postgresql://app:secret@db.internal:5432/app",

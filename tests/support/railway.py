@@ -113,8 +113,8 @@ DATABASE: dict[str, Any] = {
 def live(answers: Answers) -> dict[str, Any]:
     """Return the environment that Railway holds for these answers after the first `apply`.
 
-    A value that equals the platform's default is not stored. A volume has a region, a size and
-    alerts, a service the region of its one replica.
+    A value that equals the platform's default is not stored, but for a time limit beside a
+    database. A volume has a region, a size and alerts, a service the region of its one replica.
     """
     values = {name: {"value": ""} for name in variables(answers)}
     service: dict[str, Any] = {
@@ -133,7 +133,7 @@ def live(answers: Answers) -> dict[str, Any]:
         values["DATABASE_URL"] = {"value": "${{postgres.DATABASE_URL}}"}
         replicas = answers.get("replicas", 2)
         deploy |= {"preDeployCommand": ["python -m app migrate"]}
-        deploy |= {"drainingSeconds": 40, "overlapSeconds": 20}
+        deploy |= {"drainingSeconds": 40, "overlapSeconds": 20, "healthcheckTimeout": 300}
         deploy["multiRegionConfig"] = {CONSTANTS["REGION"]: {"numReplicas": replicas}}
         environment["services"]["database-1"] = DATABASE | {
             "volumeMounts": {"volume-1": {"mountPath": DATABASE["deploy"]["requiredMountPath"]}}

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from app.chassis import migrate, revisions
+from app.chassis import assembly, migrate, revisions
 from app.chassis.postgresql import move, stores
 from app.models import Base, Note
 
@@ -45,12 +44,7 @@ class Secret(sa.TypeDecorator[str]):
 
 big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# The other tests of a session compare the service's own metadata with their databases
-for feature in revisions.FEATURES:
-    import_module(f"app.chassis.{feature.name}.models")
 metadata = sa.MetaData(naming_convention=Base.metadata.naming_convention)
-for table in Base.metadata.sorted_tables:
-    table.to_metadata(metadata)
 
 kinds = sa.Table(
     "Kinds",
@@ -124,13 +118,12 @@ members = sa.Table(
 
 TABLES = [kinds, tree, pairs, children, teams, members]
 
-REVISION = """
+REVISION = (
+    f"import {__name__} as everything"
+    + """
 from alembic import op
 import sqlalchemy as sa
-import sys
 
-(name,) = (name for name in sys.modules if name.endswith("chassis.postgresql.everything"))
-everything = sys.modules[name]
 revision = "everything"
 down_revision = "{head}"
 
@@ -143,14 +136,25 @@ def upgrade():
     copied.create_all(op.get_bind())
     op.bulk_insert(everything.tree, [dict(id=1, parent_id=None)])  # a row that the source has too
 """
+)
 
 
 def settings(url: str = "postgresql://app@127.0.0.1/app", timeout: float = 0) -> Any:
     return SimpleNamespace(lock_timeout=timeout, direct_url=make_url(url))
 
 
+def every_table() -> sa.MetaData:
+    """Return the service's tables and these, where no other test sees them."""
+    for feature in revisions.FEATURES:
+        __import__(f"app.chassis.{feature.name}.models")
+    every = sa.MetaData()
+    for table in [*assembly.metadata().tables.values(), *TABLES]:
+        table.to_metadata(every)
+    return every
+
+
 def run(source: str, target: str, *leave: str, timeout: float = 0) -> None:
-    move.move(source, target, leave, settings(timeout=timeout), metadata, migrate)
+    move.move(source, target, leave, settings(timeout=timeout), every_table(), migrate)
 
 
 @contextmanager
@@ -166,13 +170,11 @@ def make(address: str, scale: int = 1, seed: int = 1) -> None:
     with opened(address) as store:
         for line in migrate.lines_behind(store):
             migrate.run_alembic(store, line)
-        for feature in revisions.FEATURES:
-            __import__(f"app.chassis.{feature.name}.models")
         store.clear(TABLES)
         with Session(store.connection, join_transaction_mode="rollback_only") as session:
             fill(session, dice, scale)
             session.commit()
-        for table in (metadata.tables["notes"], kinds):
+        for table in (Base.metadata.tables["notes"], kinds):
             # As if later rows had been deleted
             store.begin_after(table, "id", store.last_id(table, "id") + 7)
 
@@ -262,7 +264,7 @@ def content(address: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     with opened(address, "reading") as store:
         store.driver.text_factory = str
-        for table in metadata.tables.values():
+        for table in every_table().tables.values():
             keys = list(table.primary_key.columns)
             rows = store.connection.execute(sa.select(table).order_by(*keys))
             found[table.name] = [comparable(row) for row in rows]

@@ -17,8 +17,6 @@ from app.settings import Settings
 
 from ..production import REQUIRED
 
-PLACE = {"BACKEND_URL": "https://api.example.com"}
-
 
 def probes(settings: Settings) -> dict[str, Finding]:
     found = list(assembly.engine.probes(settings, assembly.metadata()))
@@ -62,7 +60,8 @@ def test_a_server_that_cannot_be_reached(url: str) -> None:
 
 def test_variables_are_checked_without_a_server() -> None:
     url = "postgres://user:hunter2@postgres.railway.internal/railway"
-    findings = check.run({**REQUIRED, **PLACE, "DATABASE_URL": url})
+    address = "https://api.example.com"
+    findings = check.run({**REQUIRED, "BACKEND_URL": address, "DATABASE_URL": url})
     found = {finding.id: finding for finding in findings}
     failed = {one.id for one in findings if one.status == "failed"}
     assert failed <= {"settings.ANTHROPIC_FOR_EVERYONE"}, check.as_text(findings)
@@ -89,10 +88,10 @@ def test_too_many_connections_are_refused(url: str) -> None:
 
 def test_a_public_address_on_railway_is_a_warning() -> None:
     public = Settings.load(
-        **{name.lower(): value for name, value in REQUIRED.items()}
-        | {"database_url": "postgresql://u:p@roundhouse.proxy.rlwy.net:1234/railway"},
-        backend_url=PLACE["BACKEND_URL"],
+        **{name.lower(): value for name, value in REQUIRED.items() if name != "DATABASE_URL"},
         railway_environment_id="e1",
+        backend_url="https://api.example.com",
+        database_url="postgresql://u:p@roundhouse.proxy.rlwy.net:1234/railway",
     )
     assert of_server.address(public).status == "warning"
 

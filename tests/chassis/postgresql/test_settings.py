@@ -12,10 +12,8 @@ from ..production import REQUIRED
 SECRET = "s3cret-value"
 PRODUCTION = {
     **{name.lower(): value for name, value in REQUIRED.items()},
-    "backend_url": "https://api.example.com",
     "environment": "production",
-    "secret_key": "0123456789abcdef0123456789abcdef",
-    "database_url": "postgresql://app:secret@db.internal:5432/app",
+    "backend_url": "https://api.example.com",
 }
 
 

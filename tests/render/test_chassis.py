@@ -63,7 +63,7 @@ def test_the_chassis_does_what_its_tests_say(
 ) -> None:
     project = installed(**answers)
     # the longer ones run once on each engine, where every feature is
-    which = [] if answers in (EVERYTHING, ON_POSTGRESQL) else ["-m", "not long"]
+    which = [] if answers in [EVERYTHING, ON_POSTGRESQL] else ["-m", "not long"]
     with laid(project):
         said = run(
             project, "pytest", "--quiet", f"--basetemp={tmp_path}/tests", "tests/chassis", *which

@@ -36,7 +36,7 @@ def run(project: Path, *command: str) -> str:
         cwd=project,
         capture_output=True,
         encoding="utf-8",
-        timeout=400,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

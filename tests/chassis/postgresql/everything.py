@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,7 +147,7 @@ def settings(url: str = "postgresql://app@127.0.0.1/app", timeout: float = 0) ->
 def every_table() -> sa.MetaData:
     """Return the service's tables and these, where no other test sees them."""
     for feature in revisions.FEATURES:
-        __import__(f"app.chassis.{feature.name}.models")
+        import_module(f"app.chassis.{feature.name}.models")
     every = sa.MetaData()
     for table in [*assembly.metadata().tables.values(), *TABLES]:
         table.to_metadata(every)
@@ -235,20 +236,20 @@ def fill(session: Session, dice: random.Random, scale: int) -> None:
     session.execute(sa.insert(teams), [{"id": n} for n in range(1, 4)])
     session.execute(sa.insert(members), [{"id": n, "team_id": n % 3 + 1} for n in range(1, 9)])
     session.execute(sa.update(teams).values(leader_id=teams.c.id + 1))
-    if "users" in metadata.tables:
-        from app.chassis.oauth.models import User
-
+    if "users" in Base.metadata.tables:
+        users = import_module("app.chassis.oauth.models")
         session.add_all(
-            User(provider="google", subject=f"{n}", email="ä@b.c", created_at=moment(dice))
+            users.User(provider="google", subject=f"{n}", email="ä@b.c", created_at=moment(dice))
             for n in range(30)
         )
-    if "threads" in metadata.tables:
-        from app.chassis.conversations.models import Message, Thread
-
-        session.add_all(Thread(title=text(dice, 200), owner_id=n or None) for n in range(30))
+    if "threads" in Base.metadata.tables:
+        threads = import_module("app.chassis.conversations.models")
+        session.add_all(
+            threads.Thread(title=text(dice, 200), owner_id=n or None) for n in range(30)
+        )
         session.flush()
         session.add_all(
-            Message(
+            threads.Message(
                 thread_id=dice.randrange(1, 31),
                 role=dice.choice(["user", "assistant"]),
                 status=dice.choice(["complete", "interrupted"]),

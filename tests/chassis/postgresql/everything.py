@@ -119,12 +119,15 @@ members = sa.Table(
 
 TABLES = [kinds, tree, pairs, children, teams, members]
 
-REVISION = (
-    f"import {__name__} as everything"
-    + """
+REVISION = """
+import sys
+
 from alembic import op
 import sqlalchemy as sa
 
+# The name depends on who imports it, pytest or the command of a test
+(name,) = (name for name in sys.modules if name.endswith("chassis.postgresql.everything"))
+everything = sys.modules[name]
 revision = "everything"
 down_revision = "{head}"
 
@@ -137,7 +140,6 @@ def upgrade():
     copied.create_all(op.get_bind())
     op.bulk_insert(everything.tree, [dict(id=1, parent_id=None)])  # a row that the source has too
 """
-)
 
 
 def settings(url: str = "postgresql://app@127.0.0.1/app", timeout: float = 0) -> Any:

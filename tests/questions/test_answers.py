@@ -489,7 +489,9 @@ def test_the_database_is_changed_later_and_back(
     kept = {"workers": written["workers"], "backup": backup}
     described = {"project_description": written["project_description"]}
     fresh = render(database="postgresql", **kept, **described)
-    assert sources(project, "README.md") == sources(fresh, "README.md")
+    # The runbook tells the way back to the path of this project, which a new one has not
+    assert sources(project, "README.md", "RUNBOOK.md") == sources(fresh, "README.md", "RUNBOOK.md")
+    assert "sqlite:////mnt/vol-1/app.db" in (project / "RUNBOOK.md").read_text(encoding="utf-8")
 
     commit(project, "PostgreSQL")
     done = run_copier(*update, "database=sqlite", cwd=project)

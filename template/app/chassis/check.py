@@ -399,7 +399,7 @@ def open_routes(routes: Iterable[BaseRoute]) -> Iterator[str]:
 def routes_that_wait(routes: Iterable[BaseRoute]) -> Iterator[str]:
     """Yield the method and path of each route whose Writer FastAPI opens and closes.
 
-    A DatabaseRoute that is a plain function has none any more, because it calls the function in the
+    A plain function on a DatabaseRoute is not among them, because the route calls it in the
     Writer's thread.
     """
     for path, route in walk(routes):

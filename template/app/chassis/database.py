@@ -6,8 +6,8 @@ Sessions are synchronous and belong in `def` routes, which run in threads. A rou
 The engine, which lends the sessions, is a package of its own.
 
 On PostgreSQL a route with a `Writer`, and the function of `run_writing`, runs again with a new
-session if others have changed what it has read. So it does nothing outside of its session that must
-not happen twice, such as to send a mail. That comes after `await database.run_writing(function)`.
+session if others have changed what it has read. So whatever must not happen twice, such as
+sending mail, comes after `await database.run_writing(function)`, outside of the function.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -63,13 +63,13 @@ class Database:
         return await self.readers.run(function)
 
     async def run_writing(self, function: Callable[[Session], Result]) -> Result:
-        """Call a function with a writing session and commit it, again where a `Writer` would be."""
+        """Call a function with a writing session and commit. On PostgreSQL it may run again."""
         return await self.writer.run(function)
 
     def settled(self, column: InstrumentedAttribute[int]) -> int:
         """Return the newest id up to which a session that opens from now on sees every row.
 
-        With several writers a smaller id may come later, so a stream asks and reads no further.
+        With several writers a smaller id may be committed later, so a stream reads only up to this.
         """
         return self.readers.settled(column)
 

@@ -359,10 +359,10 @@ def log_request(
 
 
 def remember(values: dict[str, Any]) -> Callable[[], None]:
-    """Return what takes back all that a function has done to FastAPI's own arguments.
+    """Return a function that undoes what a route has done to its background tasks and response.
 
-    The engine may call the function again, when another transaction has undone its work. Otherwise
-    its tasks would run and its cookies be set once for each time.
+    The engine calls the route again after a conflict. Otherwise each try would add its tasks and
+    cookies once more.
     """
     tasks = [(one, [*one.tasks]) for one in values.values() if isinstance(one, BackgroundTasks)]
     responses = [

@@ -32,8 +32,8 @@ class Ground(Protocol):
 
     `connected` is a context with a connection of the driver, to look at the database. `locked` is
     one in which nobody else changes the schema, and `migrated` one within it, with the connection
-    of a migration, and the unmanaged tables. `unseen` yields a line for what the models have and
-    the database has not, where Alembic is blind.
+    of a migration, and the unmanaged tables. `unseen` yields a line for each part of the
+    models that the database lacks and Alembic overlooks.
     """
 
     name: str
@@ -69,7 +69,7 @@ def upgrade(database: ChassisSettings | Path) -> None:
 
 
 def lines_behind(ground: Ground) -> list[Schema]:
-    """Return the lines of which the database has not every revision.
+    """Return the lines with revisions that have not been run on the database.
 
     Raises:
         StartupError: They cannot be run on it.

@@ -27,7 +27,7 @@ def new_database(directory: Path) -> str:
 
 
 def outside(settings: assembly.ChassisSettings, function: Callable[[Session], Result]) -> Result:
-    """Return what a function does with a writing session that is not the application's."""
+    """Call a function with a writing session outside of the application, and return its result."""
     database = assembly.engine.open(settings)
     try:
         with database.write() as session:

@@ -48,7 +48,7 @@ def open(settings: "PostgreSQLSettings") -> "Database":  # noqa: A001, the engin
 
 
 def prepare(settings: "PostgreSQLSettings", timeout: float | None = None) -> ExitStack:
-    """Wait for the server, which others share, so that there is nothing to lock.
+    """Wait for the server. Others share it, so there is nothing to lock.
 
     A private network may need a minute after the start of its container, also for a deploy's own
     `migrate`. So the wait is LOCK_TIMEOUT for every command.

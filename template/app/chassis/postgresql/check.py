@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
 OLDEST: Final = 14
-"""First version that the chassis is tested with, and whose developers still mend it."""
+"""Oldest version that the chassis is tested with and that PostgreSQL's developers still fix."""
 
 CLOCK_TOLERANCE: Final = 60.0
 """Seconds that this machine's clock may differ from the server's."""
@@ -57,7 +57,7 @@ BROKEN: Final = """
     SELECT 'constraint ' || conname || ' of ' || conrelid::regclass::text FROM pg_constraint
     WHERE NOT convalidated AND connamespace = current_schema()::regnamespace
 """
-"""Query for indexes whose making failed, and constraints that old rows need not fulfil."""
+"""Query for indexes whose creation failed, and constraints that were not checked on old rows."""
 
 
 def check(settings: PostgreSQLSettings, metadata: "MetaData | None") -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def server(
     if used > FULL * limit:
         yield warning(name, shown, "end what nobody needs, or raise the limit")
     else:
-        # The reserve is also for the people for whom the server itself keeps some
+        # RESERVE includes the connections that the server itself keeps for superusers
         ((most,),) = connection.execute("SHOW max_connections").fetchall()
         yield connections(settings, int(most), name, f"{shown}; ")
     encoding = connection.info.parameter_status("server_encoding")
@@ -158,7 +158,7 @@ def server(
 
 
 def clock(connection: "psycopg.Connection[Any]") -> Finding:
-    """Check that rows of this machine and of the server's own functions have the same time."""
+    """Check that this machine's clock is the server's, because rows get times from both."""
     row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
     assert row is not None, "it is one row"
     apart = abs(time.time() - row[0])
@@ -189,7 +189,7 @@ def sequences(connection: "psycopg.Connection[Any]") -> Finding:
 
 
 def rules(connection: "psycopg.Connection[Any]") -> Finding:
-    """Check for rules that the server does not hold every row to."""
+    """Check for indexes and constraints that are not in force for every row."""
     name, found = "database.rules", [row for (row,) in connection.execute(BROKEN)]
     if not found:
         return ok(name, "every index and every constraint is in force")
@@ -226,9 +226,9 @@ def tests() -> Finding:
 
 
 def streams() -> Finding:
-    """Check that no stream takes the newest id that it sees for the newest that will be.
+    """Check that no stream goes on after the newest id that it sees.
 
-    With several writers a smaller id can come later.
+    With several writers a row with a smaller id can be committed later.
     """
     name = "code.streams"
     files = (PROJECT_ROOT / "app").rglob("*.py")

@@ -1,9 +1,9 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Readers and writers of a server that other processes write to as well.
 
-A writing transaction is SERIALIZABLE, so it is as if it had been alone, or it loses against another
-one and is run again. Whatever a service does in a transaction can therefore happen twice, and only
-what the last try does to the database counts.
+A writing transaction is SERIALIZABLE. It acts as if it were alone, or it loses against another one
+and is run again. So whatever a service does in a transaction can happen twice, and only what the
+last try does to the database counts.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ LOSSES: Final = 3
 """Number of losses after which a transaction runs alone in its process."""
 
 LONG_IDLE: Final = 30.0
-"""Seconds without use after which a connection is asked whether the way to the server is open."""
+"""Seconds without use after which a connection is tested before it is used again."""
 
 COLLECT_AFTER: Final = 0.1
 """Seconds to wait for other clients that also leave, before the garbage collector runs."""
@@ -69,7 +69,7 @@ CONNECT: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
-"""Options of the driver with which the loss of a server that is silent is noticed."""
+"""Options with which the driver notices that a server has gone silent."""
 
 
 class Connection(psycopg.Connection[Any]):
@@ -88,12 +88,12 @@ class Connection(psycopg.Connection[Any]):
         self._cursors: WeakSet[Any] = WeakSet()
 
     def __del__(self, *_: Any) -> None:
-        """Close without the driver's warning, as in a test that makes an application only."""
+        """Close without the driver's warning, for tests that only make an application."""
         if hasattr(self, "pgconn"):
             self.pgconn.finish()
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """Open a cursor, and remember it as long as anybody else does."""
+        """Open a cursor, and remember it for as long as somebody else uses it."""
         cursor = super().cursor(*arguments, **options)
         self._cursors.add(cursor)
         return cursor
@@ -105,7 +105,7 @@ class Connection(psycopg.Connection[Any]):
                 cursor.close()
 
     def commit(self) -> None:
-        """Commit, but not what the server would quietly undo.
+        """Commit, and refuse a transaction that the server would quietly roll back.
 
         Raises:
             psycopg.Error: A statement has failed, and the code went on.
@@ -182,7 +182,7 @@ def make_engine(settings: PostgreSQLSettings, kind: type[Connection], size: int)
             connection.autocommit = False
         connection.isolation_level = kind.isolation
         if not writes:
-            connection.read_only = True  # Otherwise it is as the server says
+            connection.read_only = True  # Otherwise the server's default decides
         connection.used = time.monotonic()
         return connection
 
@@ -350,7 +350,7 @@ class Writers:
         """Call a function with a session in a thread and commit it, again if it has lost.
 
         Raises:
-            DatabaseBusyError: It has lost until BUSY_TIMEOUT was over.
+            DatabaseBusyError: It has lost every time until BUSY_TIMEOUT was over.
         """
         deadline = time.monotonic() + threads.BUSY_TIMEOUT
         return await self._threads.run(lambda: self._write(function, deadline))
@@ -450,7 +450,7 @@ class Gate:
         """Wait for the way to be free.
 
         Raises:
-            DatabaseBusyError: It was not until the deadline.
+            DatabaseBusyError: It was not free before the deadline.
         """
         with self._changed:
             self._wait(lambda: not self._closed, deadline)

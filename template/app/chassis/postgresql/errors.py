@@ -21,7 +21,7 @@ LOCK_NOT_AVAILABLE: Final = "55P03"
 READ_ONLY: Final = "25006"
 
 NOT_SUPPORTED: Final = "0A000"
-"""Code for a statement, and for the begin of a serializable transaction on a standby."""
+"""Code for a feature that is missing, such as serializable transactions on a standby."""
 
 UNAVAILABLE: Final = ("08", "25P03", "28", "3D000", "53", "57P", "58", "XX001", "XX002")
 """Beginnings of codes about the server, its storage or the way to it, not about the statement."""
@@ -58,7 +58,7 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def explain(context: ExceptionContext, *, writes: bool) -> BaseException | None:
-    """Return the error to raise in the place of SQLAlchemy's, or None to leave that."""
+    """Return the error to raise in place of SQLAlchemy's, or None to keep that one."""
     original = context.original_exception
     if not isinstance(original, Driver):
         return None
@@ -77,7 +77,7 @@ def explain(context: ExceptionContext, *, writes: bool) -> BaseException | None:
 
 
 def is_standby(context: ExceptionContext) -> bool:
-    """Return whether a transaction could not begin, because a standby has none that write."""
+    """Return whether a transaction could not begin, because a standby allows none that write."""
     if code(context.original_exception) != NOT_SUPPORTED or context.connection is None:
         return False
     driver: Any = context.connection.connection.dbapi_connection

@@ -1,8 +1,8 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
-"""Configuration file of gunicorn where other replicas take over, named by the engine.
+"""Configuration file of gunicorn for a service whose other replicas take over.
 
-A platform's edge sends requests to a container for some seconds after it has told it to stop. So
-the whole service goes on as before for STOP_DELAY seconds, and only then hears of the stop.
+A platform's edge still sends requests for some seconds to a container that was told to stop. So the
+whole service keeps serving for STOP_DELAY seconds, and only then begins to stop.
 """
 
 import os

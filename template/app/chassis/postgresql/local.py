@@ -123,7 +123,7 @@ class Server:
         """Kill the server and all of its processes."""
         if self._process is not None:
             found = [*children(self._process.pid), self._process.pid]
-            # Stopped first, or it would see how its children end, and start anew
+            # It is paused first, or it would see its children end and start again
             os.kill(self._process.pid, signal.SIGSTOP)
             for process in found:
                 with suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 # Belongs to the template: extend it in app/main.py, app/settings.py or app/api/, not here.
 """Move of a service's rows from one database to another, there and back.
 
-All of the source is looked at before a row is written. The target gets its schema and its rows in
+The whole source is checked before a row is written. The target gets its schema and its rows in
 one transaction, which is committed when the counts and checksums of both are the same. So a move
 that is killed has changed neither.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from app.chassis.postgresql.settings import PostgreSQLSettings
 
 SHOWN: Final = 20
-"""Problems that are listed before a move looks no further."""
+"""Maximum number of problems that a move lists."""
 
 EVERY: Final = 5.0
 """Seconds between two lines about the progress."""
@@ -72,7 +72,7 @@ class Part(NamedTuple):
         return f"SELECT {', '.join(columns)} FROM {store.quoted(self.name)}{order}"  # noqa: S608
 
     def key(self, row: Sequence[Any], number: int) -> str:
-        """Return words for a row, which has to be found by them."""
+        """Return words by which a person finds a row."""
         names = [field.name for field in self.fields]
         return told(self.keys, [row[names.index(name)] for name in self.keys]) or f"row {number}"
 
@@ -103,7 +103,7 @@ def move(
     metadata: MetaData,
     migrate: Any,
 ) -> None:
-    """Move all rows, and say what to change then.
+    """Move all rows, and say what to change afterwards.
 
     Args:
         source: Address of the database that has the rows.
@@ -329,7 +329,7 @@ def told(names: Iterable[str], values: Iterable[Any]) -> str:
 
 
 def twice(source: Store, part: Part, inspector: Inspector) -> Iterator[str]:
-    """Yield a line for values that are there twice, and may be there once in the target."""
+    """Yield a line for each value that occurs twice where the target allows it once."""
     found = [inspector.get_pk_constraint(part.name)["constrained_columns"]]
     found += [one["column_names"] for one in inspector.get_unique_constraints(part.name)]
     for index in inspector.get_indexes(part.name):
@@ -431,14 +431,14 @@ def is_same(source: Store, target: Store, parts: list[Part]) -> bool:
 
 
 def reset_ids(source: Store, target: Store, table: Table) -> None:
-    """Let the target give no id again that the source has given."""
+    """Keep the target from giving an id that the source has given already."""
     if (column := table.autoincrement_column) is not None:
         last = max(store.last_id(table, column.name) for store in (source, target))
         target.begin_after(table, column.name, last)
 
 
 class Progress:
-    """Lines about the progress with a table, which a short one does not need."""
+    """Lines about the progress with a table, which a short one does without."""
 
     def __init__(self, what: str, name: str, total: int = 0) -> None:
         self.what, self.name = what, name
@@ -461,7 +461,7 @@ class Progress:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of a database's error, which does not have the row."""
+    """Return the first line of a database's error, which has no values of the row."""
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
         return reason(error.orig)
     if isinstance(error, psycopg.Error):

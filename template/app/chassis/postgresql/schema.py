@@ -81,7 +81,7 @@ class Ground:
 
     @contextmanager
     def connected(self) -> "Iterator[psycopg.Connection[Any]]":
-        """Yield a connection that looks at the database in one moment.
+        """Yield a connection that sees the database at one moment.
 
         Raises:
             StartupError: It cannot be used, or does not answer in time.
@@ -101,8 +101,8 @@ class Ground:
     def locked(self) -> Iterator[None]:
         """Hold the lock of those who change the schema.
 
-        The revisions run on the connection that has the lock. So neither is there without the
-        other, whatever breaks.
+        The revisions run on the connection that has the lock. So neither outlives the other,
+        whatever breaks.
 
         Raises:
             StartupError: Another process has kept it for too long, or the server has gone.
@@ -146,9 +146,9 @@ class Ground:
             ) from None
 
     def unseen(self, connection: "Connection", tables: "Iterable[Table]") -> Iterator[str]:
-        """Yield a line for what the models have and the database has not, if Alembic is blind.
+        """Yield a line for each part of the models that the database lacks and Alembic overlooks.
 
-        It compares neither check constraints nor the values of an enumeration.
+        It overlooks check constraints, and the values of an enumeration.
         """
         tables = list(tables)
         for table, names in revisions.missing_checks(connection, tables):
@@ -184,7 +184,7 @@ def unusable(url: "URL", error: psycopg.Error) -> StartupError:
 
 
 def attempts(timeout: float) -> Iterator[bool]:
-    """Yield, at once and then twice a second, whether it is time to tell of the wait."""
+    """Yield, at once and then twice a second, whether it is time to report the wait."""
     start = told = time.monotonic()
     now, due = start, timeout >= PAUSE
     while True:
@@ -216,8 +216,8 @@ def wait_for(url: "URL", timeout: float) -> "psycopg.Connection[Any]":
 def reach(settings: "PostgreSQLSettings") -> None:
     """Wait for the server, and refuse a pooler that no setting tells of.
 
-    Behind one the lock is not exclusive and prepared statements fail. A pooler has made up the
-    number that its client has for the session.
+    Behind one the lock is not exclusive and prepared statements fail. A pooler is recognised
+    by the number of the session, which it makes up for its client.
 
     Raises:
         StartupError: The server cannot be used, or not in this way.

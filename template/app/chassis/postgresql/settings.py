@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 SERVER_CONNECTIONS: Final = 100
-"""Connections that Railway's server, as any server by default, gives out."""
+"""Maximum number of connections of Railway's server, and by default of any server."""
 
 RESERVE: Final = 10
 """Connections that are left for people, migrations and copies."""
 
 MOST: Final = 16
-"""Maximum number of connections that is computed, because one process has no use for more."""
+"""Maximum number of connections by default, because one process has no use for more."""
 
 LOCAL_PORT: Final = 54329
 """Port of the server that `python -m app database` runs."""

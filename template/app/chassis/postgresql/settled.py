@@ -2,8 +2,8 @@
 """Ids up to which nothing is missing, though several writers commit in any order.
 
 An INSERT locks its table before it takes an id, and has that lock until its transaction ends. So
-when somebody sees an id, whoever has taken a smaller one and is not at its end is among those who
-have the lock a moment later. Once all of these have ended, no row up to that id is still to come.
+when an id is visible, each transaction that has taken a smaller one and has not ended still has
+that lock a moment later. Once all of these have ended, no row up to that id is still to come.
 """
 
 import threading
@@ -24,7 +24,7 @@ QUESTION: Final = """
 """
 """Query for the newest id, and for the transactions that insert into its table or change it.
 
-The locks are those of the moment. The id is of the statement's begin, which is before.
+The id is that of the statement's start. The locks are read later, while it runs.
 """
 
 
@@ -58,7 +58,7 @@ class Progress:
 
 
 class Settled:
-    """Progress in every table that was asked for."""
+    """Progress in every table that a stream has asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

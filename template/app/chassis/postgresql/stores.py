@@ -35,7 +35,7 @@ MAGIC: Final = b"SQLite format 3\0"
 
 
 class MoveError(StartupError):
-    """Error that ends a move, which has written nothing then."""
+    """Error that ends a move before anything is stored."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"Move: {text}")
@@ -92,7 +92,7 @@ class Store:
         return [name for name in names if list(self.rows(query.format(self.quoted(name))))]
 
     def defer_references(self) -> None:
-        """Let rows refer to others that come later. `settle` looks at all of them."""
+        """Let rows refer to others that come later. `settle` checks all references."""
 
     def settle(self) -> None:
         """Check references that were deferred."""
@@ -215,7 +215,7 @@ class SQLiteAddress:
             yield SQLiteStore(self.name, connection)
 
     def _lock(self, timeout: float) -> int:
-        """Lock the file as a service on it does, which app/chassis/sqlite/volume.py has."""
+        """Lock the file as app/chassis/sqlite/volume.py does for a service."""
         path = self.path.with_name(f"{self.path.name}.lock")
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -318,7 +318,7 @@ class PostgreSQLStore(Store):
     def wait_until_alone(self, timeout: float) -> None:
         """Wait for the end of the service that uses the database, and lock its tables."""
         for due in schema.attempts(timeout):
-            # Activity is looked at once in a transaction, so each look has one of its own
+            # A transaction always sees the same activity, so each look has one of its own
             if not (others := self._others()):
                 break
             self.driver.rollback()

@@ -92,7 +92,7 @@ def new_database(directory: "Path") -> str:
 
 @contextmanager
 def database_gone(settings: "SQLiteSettings") -> Iterator[None]:
-    """Have the database's file elsewhere for the time of a test."""
+    """Move the database's file away for the time of a test."""
     path = settings.database_path
     moved = path.rename(path.with_name("moved.db"))
     try:

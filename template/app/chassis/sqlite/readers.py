@@ -84,7 +84,7 @@ class Readers:
             self._coroutines.release()
 
     def settled(self, column: InstrumentedAttribute[int]) -> int:
-        """Return the newest id. One writer gives and commits them in their order."""
+        """Return the newest id. With one writer, ids are committed in their order."""
         with self.session() as session:
             return session.scalar(select(func.max(column))) or 0
 

@@ -73,7 +73,7 @@ class Ground:
         return table_names(connection)
 
     def locked(self) -> AbstractContextManager[None]:
-        """Do nothing, because who runs revisions has the lock of the file, or a file of its own."""
+        """Do nothing, because whoever runs revisions has the file's lock, or a file of its own."""
         return nullcontext()
 
     @contextmanager
@@ -99,7 +99,7 @@ class Ground:
             file.close()
 
     def unseen(self, connection: "Connection", tables: "Iterable[Table]") -> Iterator[str]:
-        """Yield a line for what the models have and the database has not, if Alembic is blind.
+        """Yield a line for each part of the models that the database lacks and Alembic overlooks.
 
         It compares no check constraints, and leaves out indexes on expressions.
         """

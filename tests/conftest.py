@@ -41,6 +41,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{nodeid}: {name}: {value}")
 
 
+@pytest.fixture
+def record_property(
+    record_property: Callable[[str, object], None],
+) -> Callable[[str, object], None]:
+    """Record figures as texts, because a Counter ends the whole run of pytest-xdist."""
+
+    def record(name: str, value: object) -> None:
+        record_property(name, str(value))
+
+    return record
+
+
 @pytest.fixture(scope="session", autouse=True)
 def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The developer's own settings of Copier and git stay out of the tests."""

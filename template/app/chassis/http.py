@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from starlette.background import BackgroundTasks
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
@@ -362,7 +363,7 @@ def remember(values: dict[str, Any]) -> Callable[[], None]:
     """Return a function that undoes what a route has done to its background tasks and response.
 
     The engine calls the route again after a conflict. Otherwise each try would add its tasks and
-    cookies once more.
+    cookies once more, and a later one would find an uploaded file at its end, as if it were empty.
     """
     tasks = [(one, [*one.tasks]) for one in values.values() if isinstance(one, BackgroundTasks)]
     responses = [
@@ -370,8 +371,16 @@ def remember(values: dict[str, Any]) -> Callable[[], None]:
         for one in values.values()
         if isinstance(one, Response)
     ]
+    given = [
+        one
+        for value in values.values()
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    files = [(one.file, one.file.tell()) for one in given if isinstance(one, UploadFile)]
 
     def undo() -> None:
+        for file, position in files:
+            file.seek(position)
         for background, added in tasks:
             background.tasks[:] = added
         for response, status, headers in responses:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from datetime import time as day_time
+from io import BytesIO
 from typing import Annotated, Any
 
 import anyio
 import anyio.from_thread
 import psycopg
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, Response
+from fastapi import BackgroundTasks, Depends, FastAPI, Response, UploadFile
 from fastapi.testclient import TestClient
 from sqlalchemy import Column, DateTime, Integer, MetaData, String, Table, Time, func, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, StatementError
@@ -33,6 +34,7 @@ from app.chassis import (
     postgresql,
 )
 from app.chassis.application import add_error_handlers
+from app.chassis.http import remember
 from app.chassis.postgresql import engine, threads
 from app.chassis.postgresql.local import Server
 from app.chassis.sessions import SessionEndedError
@@ -627,6 +629,14 @@ def test_what_a_lost_try_has_begun_is_done_once(client: TestClient, other: Any) 
     assert (answer.status_code, answer.json()) == (202, 8)
     assert answer.headers.get_list("Set-Cookie") == ["seen=7; Path=/; SameSite=lax"]
     assert done == [7]
+
+
+def test_a_later_try_reads_an_uploaded_file_from_where_the_first_did() -> None:
+    files = [UploadFile(BytesIO(b"first")), UploadFile(BytesIO(b"second"))]
+    undo = remember({"file": files[0], "files": files[1:]})
+    for _ in range(2):
+        undo()
+        assert [one.file.read() for one in files] == [b"first", b"second"]
 
 
 def test_a_plain_router_can_read(client: TestClient) -> None:

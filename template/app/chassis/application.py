@@ -247,7 +247,8 @@ def add_error_handlers(app: FastAPI) -> None:
         found = assembly.engine.find_conflict(error)
         if found is None:
             raise error
-        logger.info("The database refused a change: %s", error.orig)
+        # The lines after the first one may have values of the request and of other rows
+        logger.info("The database refused a change: %s", str(error.orig).partition("\n")[0])
         detail, fields = found
         return problem(409, detail, fields=fields)
 

@@ -599,6 +599,17 @@ def test_a_refused_change_is_told_without_the_drivers_text(
     assert "kept" not in answer.text
 
 
+def test_the_log_has_no_value_of_a_refused_change(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "app.chassis.application"):
+        assert client.post("/keep", params={"number": 2, "name": "one"}).status_code == 409
+    (line,) = [one for one in caplog.messages if one.startswith("The database refused")]
+    assert "unique constraint" in line
+    assert "\n" not in line
+    assert "(one)" not in line
+
+
 @pytest.mark.parametrize("values", [{"name": "a\0b"}, {"name": "123456"}, {"number": 2**70}])
 def test_a_value_that_does_not_fit_is_a_422(client: TestClient, values: dict[str, Any]) -> None:
     answer = client.post("/keep", params=values)

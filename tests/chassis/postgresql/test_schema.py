@@ -293,3 +293,17 @@ def test_autogenerate_finds_nothing_to_do(settings: Settings, url: str, started:
     migrate.upgrade(settings)
     output, _ = started("-m", "alembic", "check").communicate(timeout=DEADLINE)
     assert "No new upgrade operations detected" in output, output
+
+
+@pytest.mark.parametrize("unpooled", ["", "postgresql://app@pooler/app"])
+def test_a_pooler_that_is_its_own_way_around_is_refused(
+    monkeypatch: pytest.MonkeyPatch, unpooled: str
+) -> None:
+    pooler = Mock()
+    pooler.execute.return_value.fetchone.return_value = (1,)
+    pooler.info.backend_pid = 2
+    monkeypatch.setattr(schema, "wait_for", lambda *_: pooler)
+    address = "postgresql://app@pooler/app"
+    settings = Settings.load(database_url=address, database_unpooled_url=unpooled)
+    with pytest.raises(StartupError, match="is a pooler"):
+        schema.reach(settings)

@@ -228,7 +228,7 @@ def reach(settings: "PostgreSQLSettings") -> None:
         except psycopg.Error as error:
             raise unusable(settings.url, error) from None
         is_direct = number == (connection.info.backend_pid,)
-    if not is_direct and not settings.database_unpooled_url:
+    if not is_direct and not settings.is_pooled:
         raise StartupError(
             f"Database: {place(settings.url)} is a pooler, such as PgBouncer. Set "
             "DATABASE_UNPOOLED_URL to the address of the database itself."

@@ -57,6 +57,7 @@ def test_white_space_of_a_pasted_value_is_taken_off(monkeypatch: pytest.MonkeyPa
         (f"postgresql://app:{SECRET}@db:port/app", "percent-encoded"),
         (f"postgresql://app:{SECRET}/x@db/app", "percent-encoded"),
         (f"postgresql://app:{SECRET}#x@db/app", "%23"),
+        (f"postgresql://app:{SECRET}%00@db/app", "%00"),
         (f"postgresql://app:{SECRET}@db/app?pgbouncer=true", "option pgbouncer"),
     ],
 )

@@ -161,6 +161,8 @@ def require_address(value: str) -> None:
             "has a port that is no number; special characters of a password have to be "
             "percent-encoded, / as %2F, @ as %40, # as %23 and ? as %3F"
         ) from None
+    if "%00" in value:  # The driver would refuse it, in words that have the password
+        raise ValueError("has the character %00, which no name and no password can have")
     if parts.fragment or "/" in parts.path[1:]:
         raise ValueError(
             "has a # or a / too many; in a password write # as %23, / as %2F and ? as %3F"

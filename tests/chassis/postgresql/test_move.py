@@ -17,7 +17,7 @@ import pytest
 
 from app.chassis import migrate
 from app.chassis.errors import StartupError
-from app.chassis.postgresql import move
+from app.chassis.postgresql import move, schema
 from app.chassis.postgresql.local import Server
 from app.chassis.settings import PROJECT_ROOT
 
@@ -450,3 +450,14 @@ def test_a_target_that_fails_leaves_all_as_it_was(
     monkeypatch.undo()
     assert is_untouched(there)
     assert content(file) == before
+
+
+def test_a_target_whose_schema_somebody_changes_is_refused_in_time(
+    file: str, new: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "TABLE_SECONDS", 1)
+    target = new()
+    with psycopg.connect(target, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [schema.LOCK])
+        assert "lock timeout" in refused(file, target)
+    assert is_untouched(target)

@@ -357,6 +357,8 @@ class PostgreSQLAddress:
     @contextmanager
     def writing(self, timeout: float) -> Iterator[Store]:
         with self._opened(timeout) as store:
+            # Otherwise it would wait for ever, without a word, for another move or revision
+            store.driver.execute(f"SET LOCAL lock_timeout = '{schema.TABLE_SECONDS}s'")
             store.driver.execute("SELECT pg_advisory_xact_lock(%s)", [schema.LOCK])
             store.lock_tables("ACCESS EXCLUSIVE")
             yield store

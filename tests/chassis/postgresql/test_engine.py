@@ -327,6 +327,23 @@ def test_cut_connections_are_noticed_before_use(
     assert len(tries) == 2
 
 
+def test_a_cut_under_an_open_result_gives_the_connection_back(
+    database: Database, other: psycopg.Connection[Any]
+) -> None:
+    many = text("SELECT generate_series(1, 100000)").execution_options(yield_per=10)
+    error = None
+    session = database.read()
+    try:
+        with session:
+            result = session.execute(many)
+            assert result.fetchone() == (1,)
+            cut_all(other)
+    except DatabaseUnavailableError as unavailable:  # Not an error of the driver's own
+        error = unavailable
+    assert error is not None
+    assert taken(database.readers.engine) == 0
+
+
 def test_what_was_cut_before_its_commit_is_tried_once_more(
     database: Database, other: psycopg.Connection[Any]
 ) -> None:

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -102,7 +102,8 @@ class Connection(psycopg.Connection[Any]):
         """Close every cursor, so that nobody reads from it while another session has this one."""
         for cursor in list(self._cursors):
             if not cursor.closed:
-                cursor.close()
+                with suppress(psycopg.Error):  # The server has cut the connection meanwhile
+                    cursor.close()
 
     def commit(self) -> None:
         """Commit, and refuse a transaction that the server would quietly roll back.

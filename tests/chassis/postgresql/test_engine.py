@@ -555,6 +555,20 @@ def stop(_: Session) -> None:
     raise StopIteration
 
 
+def test_a_thread_that_cannot_start_takes_no_turn(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        for _ in range(64):
+            with pytest.raises(RuntimeError, match="can't start"):
+                read(database, value)
+    assert read(database, value) == 0
+
+
 def test_stop_iteration_does_not_hang(database: Database) -> None:
     for way in (read, run):
         with pytest.raises(RuntimeError, match="StopIteration"):

@@ -104,7 +104,11 @@ class Threads:
             else:
                 answer(None, result)
 
-        self._give(work)
+        try:
+            self._give(work)
+        except BaseException:
+            self._turns.release()
+            raise
         return await future
 
     def _give(self, work: Callable[[], None]) -> None:
@@ -116,8 +120,8 @@ class Threads:
                 thread = threading.Thread(
                     target=self._serve, args=[self._waiting], name=self.name, daemon=True
                 )
+                thread.start()  # The system may refuse another one
                 self._threads.append(thread)
-                thread.start()
             self._waiting.put(work)
 
     def _serve(self, waiting: SimpleQueue[Callable[[], None] | None]) -> None:

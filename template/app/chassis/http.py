@@ -372,9 +372,7 @@ def remember(values: dict[str, Any]) -> Callable[[], None]:
         if isinstance(one, Response)
     ]
     given = [
-        one
-        for value in values.values()
-        for one in (value if isinstance(value, list) else [value])
+        one for value in values.values() for one in (value if isinstance(value, list) else [value])
     ]
     files = [(one.file, one.file.tell()) for one in given if isinstance(one, UploadFile)]
 

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -101,9 +101,10 @@ class Connection(psycopg.Connection[Any]):
     def end_cursors(self) -> None:
         """Close every cursor, so that nobody reads from it while another session has this one."""
         for cursor in list(self._cursors):
-            if not cursor.closed:
-                with suppress(psycopg.Error):  # The server has cut the connection meanwhile
-                    cursor.close()
+            try:
+                cursor.close()
+            except psycopg.Error:
+                psycopg.Cursor.close(cursor)  # The server is gone, and its part with it
 
     def commit(self) -> None:
         """Commit, and refuse a transaction that the server would quietly roll back.

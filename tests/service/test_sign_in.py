@@ -121,7 +121,7 @@ def test_a_table_of_ones_own_refers_to_users(
 
     try:
         run("python", "-m", "app", "migrate")
-        after = before.replace("import MetaData", "import ForeignKey, MetaData")
+        after = before.replace("Integer, MetaData", "ForeignKey, Integer, MetaData")
         models.write_text(after + MODEL.format(owner=owner), encoding="utf-8")
         run("alembic", "revision", "--autogenerate", "-m", "add things")
         (revision,) = set(versions.glob("*.py")) - known

@@ -30,6 +30,9 @@ FORMS = {
 PORTS = range(10_000, 32_000)
 """Those that the system gives to no outgoing connection, of which a load makes many."""
 
+HELD = 100
+"""Ports that are held at a time, because a terminal's descriptors have to be below 1024."""
+
 held: dict[int, socket.socket] = {}
 
 
@@ -50,6 +53,8 @@ def free_port() -> int:
                 holder.close()
                 continue
         held[port] = holder
+        if len(held) > HELD:
+            held.pop(next(iter(held))).close()
         return port
 
 
